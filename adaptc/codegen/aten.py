@@ -1,0 +1,374 @@
+"""A plan's program as a straight-line Python function over torch.
+
+Products that end in a sum go into one `addmm`; a number goes into the product it scales. Every line names the
+subexpression it computes. Nothing is decided at run time but the number of tokens.
+"""
+
+from __future__ import annotations
+
+import keyword
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import sympy
+
+from adaptc.codegen.gather import flat_index, prefix, slices
+from adaptc.codegen.product import groups, matrix_operands, product
+from adaptc.codegen.scalar import torch_text
+from adaptc.codegen.source import Source, Tabulated
+from adaptc.codegen.types import Types
+from adaptc.errors import UnsupportedError
+from adaptc.ir.dims import TOKENS, Dim, Shape, show
+from adaptc.ir.expr import Expr
+from adaptc.ir.printer import brief
+from adaptc.ir.prims import (
+    Add,
+    Broadcast,
+    Cholesky,
+    Constant,
+    Contract,
+    Leaf,
+    Map,
+    Put,
+    Reduce,
+    Reshape,
+    Scale,
+    Solve,
+    Table,
+    Take,
+    Transform,
+    only,
+)
+from adaptc.plan.plan import reach
+
+
+_OURS = re.compile(r"t\d+|kept\d+|tables|torch|rows|gy|walsh_hadamard|.*_(float|bfloat|complex|int)\d+")
+
+
+def argument(leaf: Leaf) -> str:
+    """The name of a leaf in generated text: its own, unless Python or this module uses it."""
+    taken = keyword.iskeyword(leaf.name) or _OURS.fullmatch(leaf.name)
+    return f"{leaf.name}_leaf" if taken else leaf.name
+
+
+def emit(
+    name: str, arguments: Sequence[tuple[str, Expr]], results: Sequence[tuple[Expr, str]], types: Types, head: str
+) -> Source:
+    """The function `name(tables, *arguments)` that returns `results`, each in its dtype."""
+    writer = _Writer(dict((e, n) for n, e in arguments), types, [e for e, _ in results])
+    order = reach([e for e, _ in results], [e for _, e in arguments])
+    for e in order:
+        writer.visit(e)
+    values = [writer.cast(e, dtype) for e, dtype in results]
+    lines = [f"def {name}(tables, {', '.join(n for n, _ in arguments)}):", f'    """{head}"""']
+    if writer.uses_rows:
+        row = next(n for n, e in arguments if e.dims and e.dims[0] == TOKENS)
+        lines.append(f"    rows = {row}.shape[0]")
+    body = [f"    {line}" for line in writer.lines]
+    text = "\n".join([*lines, *body, f"    return {', '.join(values)}{',' if len(values) == 1 else ''}", ""])
+    return Source(name, text, tuple(n for n, _ in arguments), tuple(writer.tables))
+
+
+class _Writer:
+    """Writes one function, node by node."""
+
+    def __init__(self, names: dict[Expr, str], types: Types, results: list[Expr]) -> None:
+        self.names = dict(names)
+        self.types = types
+        self.lines: list[str] = []
+        self.tables: list[Tabulated] = []
+        self.casts: dict[tuple[Expr, str], str] = {}
+        self.fresh: set[Expr] = set()
+        self.uses_rows = False
+        order = reach(results, list(names))
+        self.uses: Counter[Expr] = Counter(c for e in order if e not in names for c in e.children)
+        self.uses.update(results)
+        self.deferred = {t for e in order if isinstance(e, Add) and e not in names for t in self._fusable(e)}
+
+    # ------------------------------------------------------------------ names and text
+
+    def visit(self, e: Expr) -> None:
+        """Write the lines that compute a node."""
+        if e in self.names or e in self.deferred:
+            return
+        EMIT[only(type(e))](self, e)  # type: ignore[arg-type]
+
+    def let(self, e: Expr, text: str, fresh: bool = False) -> None:
+        """Assign the value of a node."""
+        self.names[e] = f"t{len(self.names)}"
+        if fresh:
+            self.fresh.add(e)
+        self.lines.append(f"{self.names[e]} = {text}  # {show(e.dims)} {brief(e, 50)}")
+
+    def alias(self, e: Expr, of: Expr) -> None:
+        """A node whose value is another's."""
+        self.names[e] = self.names[of]
+
+    def cast(self, e: Expr, dtype: str) -> str:
+        """The name of a node's value in a dtype."""
+        have = self.types[e]
+        if have == dtype:
+            return self.names[e]
+        if (e, dtype) not in self.casts:
+            name = f"{self.names[e]}_{dtype}"
+            self.casts[e, dtype] = name
+            text = f"torch.real({self.names[e]})" if have.startswith("complex") and dtype[:7] != "complex" else self.names[e]
+            self.lines.append(f"{name} = {text}.to(torch.{dtype})")
+        return self.casts[e, dtype]
+
+    def dimension(self, d: Dim) -> str:
+        """A size in the text: a number, or an expression of the number of rows."""
+        if isinstance(d, int):
+            return str(d)
+        if d.free_symbols != {TOKENS}:
+            raise UnsupportedError(f"no code is generated for the symbolic size {d}")
+        self.uses_rows = True
+        return str(d.xreplace({TOKENS: sympy.Symbol("rows")}))
+
+    def shape(self, shape: Shape) -> str:
+        """A shape in the text."""
+        return ", ".join(map(self.dimension, shape))
+
+    def table(self, value: sympy.Expr | tuple[float, ...], shape: Shape, dtype: str) -> str:
+        """A constant tensor, built once per device."""
+        spec = Tabulated(value, shape, dtype)
+        if spec not in self.tables:
+            self.tables.append(spec)
+        return f"tables[{self.tables.index(spec)}]"
+
+    # ------------------------------------------------------------------ products and sums
+
+    def _fusable(self, e: Add) -> list[Expr]:
+        """Nodes that the sum e computes itself: matrix products and numbers times a term, used nowhere else."""
+        found: list[Expr] = []
+        for t in e.terms:
+            number = isinstance(t, Scale) and not isinstance(t.factor, sympy.Expr)
+            inner = t.x if isinstance(t, Scale) else t
+            if self.uses[t] != 1 or t in self.names or (t is not inner and not number):
+                continue
+            if number:
+                found.append(t)
+            if self.uses[inner] == 1 and inner not in self.names and self._is_mm(inner, e):
+                found.append(inner)
+        return found
+
+    def _is_mm(self, e: Expr, total: Add) -> bool:
+        if not isinstance(e, Contract) or len(e.operands) != 2 or self.types[e] != self.types[total]:
+            return False
+        return matrix_operands(e, "a", "b") is not None
+
+    def operands(self, e: Contract) -> tuple[str, str]:
+        """The names of a product's operands in its dtype."""
+        a, b = (self.cast(op, self.types[e]) for op in e.operands)
+        return a, b
+
+    def add(self, e: Add) -> None:
+        """Sum the terms: bias and first product in one addmm, then everything onto the sum, in place."""
+        dtype = self.types[e]
+        parts = [self._scaled(t) for t in e.terms]
+        products = [(c, t) for c, t in parts if t in self.deferred]
+        others = [(c, t) for c, t in parts if t not in self.deferred]
+        text, own = self._start(others, products, dtype)
+        self.let(e, text, fresh=True)
+        name = self.names[e]
+        for c, t in others:
+            value = f"{self.cast(t, dtype)}{_alpha(c)}"
+            self.lines.append(f"{name}.add_({value})" if own else f"{name} = torch.add({name}, {value})")
+            own = True
+        for c, t in products:
+            a, b = self._pair(t)
+            value = f"{a}, {b}{_alpha(c)}"
+            self.lines.append(f"{name}.addmm_({value})" if own else f"{name} = torch.addmm({name}, {value})")
+            own = True
+
+    def _start(self, others: list[tuple[float, Expr]], products: list[tuple[float, Expr]], dtype: str) -> tuple[str, bool]:
+        """Text of the first terms, which leave the lists, and whether it is a new tensor."""
+        plain = next((p for p in products if p[0] == 1), None)
+        bias = next((o for o in others if o[0] == 1 and isinstance(o[1], Broadcast) and o[1].axes == (o[1].ndim - 1,)), None)
+        if plain and bias:
+            products.remove(plain)
+            others.remove(bias)
+            a, b = self._pair(plain[1])
+            assert isinstance(bias[1], Broadcast)
+            return f"torch.addmm({self.cast(bias[1].x, dtype)}, {a}, {b})", True
+        if plain and (not others or not any(self._owned(o, dtype) for o in others)):
+            products.remove(plain)
+            return f"torch.mm({', '.join(self._pair(plain[1]))})", True
+        if not others:
+            c, t = products.pop(0)
+            return f"torch.mm({', '.join(self._pair(t))}).mul_({c!r})", True
+        first = next((o for o in others if self._owned(o, dtype)), None)
+        if first:
+            others.remove(first)
+            return self.names[first[1]], True
+        first = next((o for o in others if o[0] == 1 and not isinstance(o[1], Broadcast)), others[0])
+        others.remove(first)
+        name = self.cast(first[1], dtype)
+        return (name, False) if first[0] == 1 else (f"{name} * {first[0]!r}", True)
+
+    def _owned(self, term: tuple[float, Expr], dtype: str) -> bool:
+        c, t = term
+        return c == 1 and t in self.fresh and self.uses[t] == 1 and self.types[t] == dtype
+
+    def _pair(self, e: Expr) -> tuple[str, str]:
+        assert isinstance(e, Contract)
+        pair = matrix_operands(e, *self.operands(e))
+        assert pair is not None
+        return pair
+
+    def _scaled(self, t: Expr) -> tuple[float, Expr]:
+        if isinstance(t, Scale) and t in self.deferred:
+            return float(t.factor), t.x
+        return 1.0, t
+
+    def contract(self, e: Contract) -> None:
+        """A product of two, or axes in another order."""
+        if len(e.operands) == 1:
+            (letters,), out = e.terms
+            order = ", ".join(str(letters.index(c)) for c in out)
+            self.types._known[e] = self.types[e.operands[0]]
+            self.let(e, f"{self.names[e.operands[0]]}.permute({order})")
+            return
+        g = groups(e)
+        self.let(e, product(e, *self.operands(e), self.dimension), fresh=bool(g.left or g.right or g.batch))
+
+    def scale(self, e: Scale) -> None:
+        """A number times a tensor; in place on a product made for it."""
+        dtype = self.types[e]
+        if isinstance(e.factor, sympy.Expr):
+            raise UnsupportedError(f"no code is generated for the symbolic number {e.factor}")
+        if e.x in self.fresh and self.uses[e.x] == 1 and self.types[e.x] == dtype:
+            self.let(e, f"{self.names[e.x]}.mul_({e.factor!r})", fresh=True)
+        else:
+            self.let(e, f"{self.cast(e.x, dtype)} * {e.factor!r}", fresh=True)
+
+    # ------------------------------------------------------------------ the other primitives
+
+    def constant(self, e: Constant) -> None:
+        """A constant tensor; over tokens only a number."""
+        dtype = self.types[e]
+        if all(isinstance(d, int) for d in e.dims):
+            self.names[e] = self.table(e.value, e.dims, dtype)
+        elif isinstance(e.value, sympy.Expr) and e.value.is_number:
+            like = next(iter(self.names.values()))
+            where = f"dtype=torch.{dtype}, device={like}.device"
+            self.let(e, f"torch.full(({self.shape(e.dims)},), {float(e.value)!r}, {where})")
+        else:
+            raise UnsupportedError(f"a constant that varies with the token: {e.value}")
+
+    def written_table(self, e: Table) -> None:
+        """Whole numbers written out in the equation."""
+        self.names[e] = self.table(e.values, e.dims, "int64")
+
+    def map(self, e: Map) -> None:
+        """An elementwise function in the dtype of its result."""
+        dtype = self.types[e]
+        if e.fn.has(sympy.re) or e.fn.has(sympy.conjugate) or dtype == "int64":
+            names = tuple(self.names[t] for t in e.args)
+        else:
+            names = tuple(self.cast(t, dtype) for t in e.args)
+        self.let(e, torch_text(e.fn, names, dtype))
+
+    def reduce(self, e: Reduce) -> None:
+        """A sum or maximum along axes."""
+        axes = ", ".join(map(str, e.axes))
+        dtype, x = self.types[e], self.names[e.x]
+        if e.op == "sum":
+            self.let(e, f"{x}.sum(({axes},), dtype=torch.{dtype})", fresh=True)
+        else:
+            self.let(e, f"torch.amax({self.cast(e.x, dtype)}, ({axes},))", fresh=True)
+
+    def broadcast(self, e: Broadcast) -> None:
+        """A view with repeated entries."""
+        ones = ", ".join(self.dimension(d) if j in e.axes else "1" for j, d in enumerate(e.size))
+        self.let(e, f"{self.names[e.x]}.reshape({ones}).expand({self.shape(e.size)})")
+
+    def reshape(self, e: Reshape) -> None:
+        """A view, or a copy where the strides ask for one."""
+        self.let(e, f"{self.names[e.x]}.reshape({self.shape(e.size) or '()'})")
+
+    def take(self, e: Take) -> None:
+        """Gather: a slice, or one index_select over the flattened axes."""
+        x, cut = self.names[e.x], slices(e.index, e.size)
+        if cut is not None:
+            self.let(e, f"{x}{cut}")
+            return
+        skip = prefix(e.index, e.x.dims, e.size)
+        at = flat_index(e.index, e.x.dims, e.size[skip:], skip, self.names.__getitem__, self._index_table)
+        lead = self.shape(e.size[:skip])
+        flat = f"{x}.reshape({', '.join(filter(None, [lead, self._volume(e.x.dims[skip:])]))})"
+        self.let(e, f"{flat}.index_select({skip}, {at}).reshape({self.shape(e.size) or '()'})", fresh=True)
+
+    def put(self, e: Put) -> None:
+        """Scatter: assignment to a slice of zeros, or one index_add over the flattened axes."""
+        dtype = self.types[e]
+        x, cut = self.names[e.x], slices(e.index, e.x.dims)
+        if cut is not None:
+            self.let(e, f"{x}.new_zeros(({self.shape(e.size)},))", fresh=True)
+            self.lines.append(f"{self.names[e]}{cut} = {x}")
+            return
+        skip = prefix(e.index, e.size, e.x.dims)
+        run = e.x.dims[skip:]
+        at = flat_index(e.index, e.size, run, skip, self.names.__getitem__, self._index_table)
+        lead = self.shape(e.size[:skip])
+        zeros = f"{x}.new_zeros(({lead}{', ' if lead else ''}{self._volume(e.size[skip:])},))"
+        values = f"{self.cast(e.x, dtype)}.reshape({lead}{', ' if lead else ''}{self._volume(run)})"
+        self.let(e, f"{zeros}.index_add_({skip}, {at}, {values}).reshape({self.shape(e.size) or '()'})", fresh=True)
+
+    def _index_table(self, value: sympy.Expr, shape: Shape) -> str:
+        return self.table(value, shape, "int64")
+
+    def _volume(self, shape: Shape) -> str:
+        total = 1
+        for d in shape:
+            if not isinstance(d, int):
+                raise UnsupportedError("cannot gather across tokens")
+            total *= d
+        return str(total)
+
+    def transform(self, e: Transform) -> None:
+        """A fast transform, in float32 or wider."""
+        have = self.types[e.x]
+        wide = have if have.startswith("complex") else self.types.wide
+        call = {"fft": "torch.fft.fft", "ifft": "torch.fft.ifft", "hadamard": "walsh_hadamard"}[e.name]
+        self.let(e, f"{call}({self.cast(e.x, wide)}, dim={e.axis})")
+
+    def solve(self, e: Solve) -> None:
+        """A^-1 B by LU."""
+        A, B = (self.cast(t, self.types[e]) for t in (e.A, e.B))
+        self.let(e, f"torch.linalg.solve({A}, {B})")
+
+    def cholesky(self, e: Cholesky) -> None:
+        """The lower factor."""
+        self.let(e, f"torch.linalg.cholesky({self.cast(e.A, self.types[e])})")
+
+    def leaf(self, e: Leaf) -> None:
+        """A leaf that is no argument: a missing input."""
+        raise UnsupportedError(f"the program reads '{e.name}', which it is not given")
+
+
+def _alpha(c: float) -> str:
+    return "" if c == 1 else f", alpha={c!r}"
+
+
+EMIT: dict[str, Callable[[_Writer, Any], None]] = {
+    "Leaf": _Writer.leaf,
+    "Constant": _Writer.constant,
+    "Table": _Writer.written_table,
+    "Contract": _Writer.contract,
+    "Add": _Writer.add,
+    "Scale": _Writer.scale,
+    "Map": _Writer.map,
+    "Reduce": _Writer.reduce,
+    "Broadcast": _Writer.broadcast,
+    "Reshape": _Writer.reshape,
+    "Take": _Writer.take,
+    "Put": _Writer.put,
+    "Transform": _Writer.transform,
+    "Solve": _Writer.solve,
+    "Cholesky": _Writer.cholesky,
+    "Detach": lambda writer, e: writer.alias(e, e.x),
+}
+"""One rule per primitive."""

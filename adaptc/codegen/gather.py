@@ -1,0 +1,88 @@
+"""Gather and scatter as torch text: slices where the index allows it, else one flat index."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import sympy
+
+from adaptc.errors import UnsupportedError
+from adaptc.ir.dims import Dim, Shape
+from adaptc.ir.expr import Expr
+from adaptc.ir.prims import INDEX, At, Index
+
+Dimension = Callable[[Dim], str]
+
+
+def slices(index: Sequence[Index], result: Shape) -> str | None:
+    """`[a:b, 3, c:d:2]` if every index is affine and they run through the result's axes in order."""
+    parts, axis = [], 0
+    for entry in index:
+        if isinstance(entry, At):
+            return None
+        symbols = entry.free_symbols & set(INDEX)
+        if not symbols:
+            if not entry.is_Integer:
+                return None
+            parts.append(str(entry))
+            continue
+        if axis == len(result) or symbols != {INDEX[axis]}:
+            return None
+        step, start = entry.coeff(INDEX[axis], 1), entry.coeff(INDEX[axis], 0)
+        if sympy.expand(entry - start - step * INDEX[axis]) != 0 or not (start.is_Integer and step.is_Integer and step > 0):
+            return None
+        size = result[axis]
+        if isinstance(size, int):
+            stop = int(start) + (size - 1) * int(step) + 1 if size else int(start)
+            parts.append(f"{start}:{stop}" + (f":{step}" if step != 1 else ""))
+        elif start == 0 and step == 1:
+            parts.append(":")
+        else:
+            return None
+        axis += 1
+    return f"[{', '.join(parts)}]" if axis == len(result) else None
+
+
+def prefix(index: Sequence[Index], source: Shape, result: Shape) -> int:
+    """How many leading axes are left alone."""
+    count = 0
+    for j, entry in enumerate(index):
+        alone = entry == INDEX[j] and j < len(result) and source[j] == result[j]
+        used = [e for i, e in enumerate(index) if i != j and not isinstance(e, At) and INDEX[j] in e.free_symbols]
+        used += [e for e in index if isinstance(e, At) and e.axis == j]
+        if not alone or used:
+            break
+        count += 1
+    return count
+
+
+def flat_index(
+    index: Sequence[Index],
+    shape: Shape,
+    run: Shape,
+    skip: int,
+    name: Callable[[Expr], str],
+    table: Callable[[sympy.Expr, Shape], str],
+) -> str:
+    """Text of the flat position inside the axes after `skip`, for every index of `run`.
+
+    Entries that SymPy knows are tabulated once; entries read from integer leaves are computed.
+    """
+    sizes = shape[skip:]
+    if not all(isinstance(d, int) for d in (*sizes, *run)):
+        raise UnsupportedError("an index that depends on the number of tokens cannot be gathered")
+    moved = {INDEX[j + skip]: INDEX[j] for j in range(len(run))}
+    known, looked_up, stride = sympy.Integer(0), [], 1
+    for entry, d in reversed(list(zip(index[skip:], sizes, strict=True))):
+        if isinstance(entry, At):
+            view = ["1"] * len(run)
+            view[entry.axis - skip] = "-1"
+            times = "" if stride == 1 else f" * {stride}"
+            looked_up.append(f"{name(entry.table)}.reshape({', '.join(view)}){times}")
+        else:
+            known = known + stride * entry.xreplace(moved)
+        stride *= int(d)  # type: ignore[arg-type]
+    if known != 0 or not looked_up:
+        looked_up.append(table(known, run))
+    text = " + ".join(looked_up)
+    return f"({text}).expand({', '.join(map(str, run))}).reshape(-1)"

@@ -1,0 +1,107 @@
+"""Products of two tensors as torch text: a matrix product where there is one, else a broadcast product."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from adaptc.ir.dims import Dim
+from adaptc.ir.prims import Contract
+
+Dimension = Callable[[Dim], str]
+
+
+@dataclass(frozen=True)
+class Groups:
+    """The indices of a product: in both and kept, summed, of the left alone, of the right alone."""
+
+    batch: str
+    summed: str
+    left: str
+    right: str
+
+
+def groups(node: Contract) -> Groups:
+    """Sort the indices of a product of two."""
+    (a, b), out = node.terms
+    return Groups(
+        batch="".join(c for c in out if c in a and c in b),
+        summed="".join(c for c in a if c in b and c not in out),
+        left="".join(c for c in out if c in a and c not in b),
+        right="".join(c for c in out if c in b and c not in a),
+    )
+
+
+def matrix_operands(node: Contract, a: str, b: str) -> tuple[str, str] | None:
+    """The two arguments of torch.mm that give the product in its own axis order, or None."""
+    g, ((la, lb), out) = groups(node), node.terms
+    if g.batch or len(g.summed) != 1 or len(g.left) != 1 or len(g.right) != 1:
+        return None
+    first = a if la == g.left + g.summed else f"{a}.t()"
+    second = b if lb == g.summed + g.right else f"{b}.t()"
+    if out == g.left + g.right:
+        return first, second
+    flipped = a if la == g.summed + g.left else f"{a}.t()"
+    other = b if lb == g.right + g.summed else f"{b}.t()"
+    return other, flipped
+
+
+def product(node: Contract, a: str, b: str, dimension: Dimension) -> str:
+    """Text of the product of the tensors named a and b."""
+    g, ((la, lb), out) = groups(node), node.terms
+    pair = matrix_operands(node, a, b)
+    if pair is not None:
+        return f"torch.mm({pair[0]}, {pair[1]})"
+    if not g.summed:
+        return f"{spread(a, la, out)} * {spread(b, lb, out)}"
+    if not g.left and not g.right:
+        order = g.batch + g.summed
+        axes = ", ".join(str(-j - 1) for j in range(len(g.summed)))
+        inner = f"({spread(a, la, order)} * {spread(b, lb, order)}).sum(({axes},))"
+        return _permute(inner, g.batch, out)
+    return _batched(node, g, a, b, dimension)
+
+
+def _batched(node: Contract, g: Groups, a: str, b: str, dimension: Dimension) -> str:
+    (la, lb), out = node.terms
+    sizes = {c: d for t, op in zip((la, lb), node.operands, strict=True) for c, d in zip(t, op.dims, strict=True)}
+
+    def count(letters: str) -> str:
+        return " * ".join(dimension(sizes[c]) for c in letters) or "1"
+
+    if not g.batch:
+        x = _grouped(a, la, [g.left, g.summed], count)
+        y = _grouped(b, lb, [g.summed, g.right], count)
+        result = f"torch.mm({x}, {y})"
+    else:
+        x = _grouped(a, la, [g.batch, g.left, g.summed], count)
+        y = _grouped(b, lb, [g.batch, g.summed, g.right], count)
+        result = f"torch.bmm({x}, {y})"
+    order = g.batch + g.left + g.right
+    shape = ", ".join(dimension(sizes[c]) for c in order)
+    exact = len(g.left) == 1 and len(g.right) == 1 and len(g.batch) <= 1
+    return _permute(result if exact else f"{result}.reshape({shape})", order, out)
+
+
+def _grouped(name: str, letters: str, parts: list[str], count: Callable[[str], str]) -> str:
+    text = _permute(name, letters, "".join(parts))
+    if all(len(p) == 1 for p in parts):
+        return text
+    return f"{text}.reshape({', '.join(count(p) for p in parts)})"
+
+
+def _permute(text: str, letters: str, order: str) -> str:
+    if letters == order:
+        return text
+    return f"{text}.permute({', '.join(str(letters.index(c)) for c in order)})"
+
+
+def spread(name: str, letters: str, out: str) -> str:
+    """The tensor with axes in the order of `out` and ones where it has none."""
+    inside = "".join(c for c in out if c in letters)
+    text = _permute(name, letters, inside)
+    padded = ", ".join(":" if c in letters else "None" for c in out)
+    stripped = padded
+    while stripped.startswith("None, "):
+        stripped = stripped[6:]
+    return text if "None" not in stripped else f"{text}[{stripped}]"

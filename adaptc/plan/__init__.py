@@ -1,0 +1,1 @@
+"""The planner: form of each part, order of each contraction, and what is kept for backward."""

@@ -1,0 +1,127 @@
+"""A plan: the chosen program of one task, forward and backward together, as a frozen and printable object."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from adaptc.ir.cost import NOTHING, Cost, cost, entries
+from adaptc.ir.dims import TOKENS, Dim, value
+from adaptc.ir.expr import Expr, postorder
+from adaptc.ir.prims import Constant, Leaf, Reshape, Table
+
+TOKEN_ROLES = ("token", "output", "gradient")
+NOMINAL = 1024
+"""Rows of x at which plans are chosen: what is kept must not depend on the number of tokens."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be computed: y, and the gradients of `wrt`, in the sizes given by `at` where symbolic."""
+
+    y: Expr
+    gy: Leaf
+    wrt: tuple[Leaf, ...]
+    device: str
+    at: tuple[tuple[object, int], ...] = ()
+
+    def size(self, d: Dim) -> int:
+        """A size as a number: the nominal number of tokens, and the values of `at`."""
+        return d if isinstance(d, int) else value(d, {TOKENS: NOMINAL, **dict(self.at)})  # type: ignore[dict-item]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One decision: the place, what was chosen, and what it was chosen from."""
+
+    where: Expr
+    chosen: str
+    options: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A tensor kept from forward to backward, and why it is not computed again."""
+
+    node: Expr
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """y and the gradients as ordered primitives; `kept` passes from forward to backward beside the leaves."""
+
+    task: Task
+    y: Expr
+    gradients: tuple[tuple[Leaf, Expr], ...]
+    kept: tuple[Kept, ...]
+    choices: tuple[Choice, ...]
+    seconds: float
+
+    @property
+    def forward(self) -> list[Expr]:
+        """The steps of the forward program, in order."""
+        return steps([self.y], ())
+
+    @property
+    def backward(self) -> list[Expr]:
+        """The steps of the backward program, in order: what is not kept is computed again."""
+        return steps([g for _, g in self.gradients], [k.node for k in self.kept])
+
+    @property
+    def inputs(self) -> list[Leaf]:
+        """Leaves that backward reads besides gy."""
+        nodes = reach([g for _, g in self.gradients], [k.node for k in self.kept])
+        return [e for e in nodes if isinstance(e, Leaf) and e.role != "gradient"]
+
+    def kept_entries(self, size: Callable[[Dim], object]) -> tuple[object, object]:
+        """Entries kept for backward beside the parameters: of token tensors (x among them), of others."""
+        token: object = 0
+        other: object = 0
+        tensors = [e for e in self.inputs if e.role in TOKEN_ROLES] + [k.node for k in self.kept]
+        for e in tensors:
+            if depends_on_tokens(e):
+                token = token + entries(e.dims, size)  # type: ignore[operator]
+            else:
+                other = other + entries(e.dims, size)  # type: ignore[operator]
+        return token, other
+
+
+def reach(roots: Sequence[Expr], stop: Sequence[Expr]) -> list[Expr]:
+    """Nodes below roots, not looking below `stop`."""
+    halt = set(stop)
+    seen: dict[Expr, None] = {}
+    stack: list[tuple[Expr, bool]] = [(r, False) for r in reversed(roots)]
+    while stack:
+        node, done = stack.pop()
+        if done:
+            seen[node] = None
+        elif node not in seen:
+            stack.append((node, True))
+            if node not in halt:
+                stack.extend((c, False) for c in reversed(node.children) if c not in seen)
+    return list(seen)
+
+
+def steps(roots: Sequence[Expr], given: Sequence[Expr]) -> list[Expr]:
+    """What a program computes: neither leaves and tables, nor what it is given."""
+    halt = set(given)
+    return [e for e in reach(roots, given) if e not in halt and not isinstance(e, (Leaf, Table))]
+
+
+def total(nodes: Sequence[Expr], size: Callable[[Dim], object]) -> Cost:
+    """The summed cost of steps."""
+    result = NOTHING
+    for e in nodes:
+        result = result + cost(e, size)
+    return result
+
+
+def depends_on_tokens(e: Expr) -> bool:
+    """Does a value need x, y or gy?"""
+    return any(isinstance(c, Leaf) and c.role in TOKEN_ROLES for c in postorder(e))
+
+
+def is_view(e: Expr) -> bool:
+    """A node that needs no work of its own."""
+    return isinstance(e, (Leaf, Table, Reshape, Constant))

@@ -1,0 +1,138 @@
+"""The search: three nested choices, never enumerated together.
+
+Form of each part and last product of each long forward contraction: descent, one site at a time, each step scored
+by forward and backward together. Order below that: dynamic programming (`order`). What is kept: one rule (`keep`).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from adaptc.ir.cost import cost, entries
+from adaptc.ir.expand import Site, expand, flatten, strip
+from adaptc.ir.expr import Expr, postorder
+from adaptc.ir.prims import Contract, Leaf
+from adaptc.ir.vjp import vjp
+from adaptc.plan.device import Device, device
+from adaptc.plan.order import ITEM, Orders
+from adaptc.plan.plan import Choice, Kept, Plan, Task, is_view, reach, steps
+
+ROUNDS = 8  # changes of one site
+WORTH = 0.25  # of a base product per entry: what costs as much to recompute is kept
+
+
+@dataclass
+class _Trial:
+    """One assignment of options to sites, and the sites it met."""
+
+    chosen: dict[str, str]
+    met: dict[str, Choice] = field(default_factory=dict)
+
+    def form(self, site: Site) -> str:
+        """The option of a site: assigned, or its first."""
+        option = self.chosen.get(site.node.digest, site.options[0])
+        option = option if option in site.options else site.options[0]
+        seen = self.met.get(site.node.digest)
+        options = tuple(dict.fromkeys((*(seen.options if seen else ()), *site.options)))
+        self.met[site.node.digest] = Choice(site.node, option, options)
+        return option
+
+    def last_product(self, node: Contract, count: int) -> int:
+        """Which of a contraction's best last products."""
+        options = tuple(f"order {j}" for j in range(count))
+        key = f"order of {node.digest}"
+        option = self.chosen.get(key, options[0])
+        option = option if option in options else options[0]
+        self.met[key] = Choice(node, option, options)
+        return options.index(option)
+
+
+def evaluate(task: Task, chosen: dict[str, str]) -> tuple[Plan, dict[str, Choice]]:
+    """The plan of one assignment: expand, differentiate, order, keep."""
+    trial, where = _Trial(chosen), device(task.device)
+    y = expand(task.y, trial.form)
+    gradients = vjp(y, task.gy, task.wrt) if task.wrt else {}
+    orders = Orders(where, functools.cache(task.size), trial.last_product)
+    ordered = orders.order(flatten(strip(y)))
+    orders.pick = lambda node, count: 0
+    back = {leaf: orders.order(flatten(strip(g))) for leaf, g in gradients.items()}
+    kept = _keep(task, ordered, list(back.values()))
+    seconds = _seconds(task, where, steps([ordered], ()))
+    seconds += _seconds(task, where, steps(list(back.values()), [k.node for k in kept]))
+    moved = sum(ITEM * entries(k.node.dims, task.size) for k in kept)
+    seconds += 2 * moved / where.bandwidth
+    choices = tuple(trial.met.values())
+    return Plan(task, ordered, tuple(back.items()), kept, choices, seconds), trial.met
+
+
+def _seconds(task: Task, where: Device, nodes: list[Expr]) -> float:
+    total = 0.0
+    for e in nodes:
+        if not is_view(e):
+            c = cost(e, task.size)
+            total += where.seconds(c.flops, ITEM * c.entries) if c.entries else 0.0
+    return total
+
+
+def _keep(task: Task, y: Expr, gradients: list[Expr]) -> tuple[Kept, ...]:
+    """Keep what both directions need and what takes a base-sized product per entry to compute again.
+
+    x and the leaves are there anyway. Everything else is computed again from them.
+    """
+    forward = set(postorder(y))
+    shared = [e for e in reach(gradients, ()) if e in forward and not is_view(e)]
+    threshold = WORTH * 2 * _inner(task)
+    kept: list[Kept] = []
+    halt: list[Expr] = []
+    for e in shared:  # operands first
+        again = sum(cost(s, task.size).flops for s in steps([e], halt))
+        per_entry = again / max(entries(e.dims, task.size), 1)
+        if per_entry >= threshold:
+            halt.append(e)
+            kept.append(Kept(e, f"{per_entry:.0f} flops an entry to compute again"))
+    used = set(reach(gradients, halt))
+    return tuple(k for k in kept if k.node in used and _entered(k.node, gradients, halt))
+
+
+def _entered(node: Expr, gradients: list[Expr], halt: list[Expr]) -> bool:
+    return node in set(reach(gradients, halt))
+
+
+def _inner(task: Task) -> int:
+    """The length of a row of x: what an entry of the base product costs, halved."""
+    rows = [e for e in postorder(task.y) if isinstance(e, Leaf) and e.role == "token"]
+    return task.size(rows[0].dims[-1]) if rows else 1
+
+
+@functools.lru_cache(maxsize=512)
+def plan(task: Task) -> Plan:
+    """The best plan found by descent: of all changes at one site the best is made, until none gains."""
+    best, met = evaluate(task, {})
+    chosen: dict[str, str] = {}
+    for _ in range(ROUNDS):
+        changes = [(k, o) for k, c in met.items() for o in c.options if o != c.chosen]
+        found = [(*evaluate(task, {**chosen, k: o}), {**chosen, k: o}) for k, o in changes]
+        better = min(found, key=lambda f: f[0].seconds, default=None)
+        if better is None or better[0].seconds >= best.seconds * (1 - 1e-9):
+            break
+        best, met, chosen = better
+    return best
+
+
+def candidates(task: Task) -> Iterator[Plan]:
+    """Every plan that the sites allow, each once."""
+    seen: set[tuple[tuple[str, str], ...]] = set()
+    stack: list[dict[str, str]] = [{}]
+    while stack:
+        chosen = stack.pop()
+        found, met = evaluate(task, chosen)
+        key = tuple(sorted((k, c.chosen) for k, c in met.items()))
+        if key in seen:
+            continue
+        seen.add(key)
+        yield found
+        for site, choice in met.items():
+            if site not in chosen:
+                stack.extend({**chosen, site: option} for option in choice.options if option != choice.chosen)

@@ -1,0 +1,1 @@
+"""Running plans on torch tensors: the oracle, compiled programs, initial values."""

@@ -1,0 +1,162 @@
+"""Values at attach time: drawn, computed from W, or taken from a whole tensor that layers share."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from adaptc.errors import LeafError
+from adaptc.initial import Init
+from adaptc.ir.dims import Shape, show
+from adaptc.ir.expr import Expr
+from adaptc.ir.prims import Leaf
+from adaptc.language import Equation, LeafSpec, W_leaf
+from adaptc.runtime.reference import Evaluator
+
+Generator = torch.Generator | None
+
+
+@dataclass
+class Wholes:
+    """The shared leaves of one adapter name: sizes as large as the largest layer's, and values once drawn."""
+
+    sizes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    values: dict[str, Tensor] = field(default_factory=dict)
+
+    def grow(self, equation: Equation) -> None:
+        """Make room for a layer that has not been drawn yet."""
+        for spec in equation.leaves:
+            if spec.shared is not None:
+                size = _numbers(spec.leaf.dims)
+                old = self.sizes.get(spec.shared, size)
+                self.sizes[spec.shared] = tuple(map(max, old, size))
+
+
+def attach(equation: Equation, weight: Tensor, wholes: Wholes) -> dict[str, Tensor]:
+    """The value of every leaf of an equation, by name; shared leaves whole.
+
+    weight: the base W (n, k), dequantised, without adapters. Values are computed in float32 or wider, then cast.
+    """
+    wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    W = weight.detach().to(wide)
+    env: dict[Expr, Tensor] = {W_leaf(equation.n, equation.k): W}
+    generators: dict[int, torch.Generator] = {}
+    values: dict[str, Tensor] = {}
+    for spec in equation.leaves:
+        generator = None
+        if spec.seed is not None:
+            generator = generators.setdefault(spec.seed, torch.Generator().manual_seed(spec.seed))
+        dtype = leaf_dtype(spec, weight.dtype)
+        whole = _value(spec, W, env, generator, wide, wholes)
+        values[spec.name] = whole if spec.shared in wholes.values else whole.to(weight.device, dtype).contiguous()
+        if spec.shared is not None:
+            wholes.values[spec.shared] = values[spec.name]
+        env[spec.leaf] = _to(cut(values[spec.name], spec.leaf.dims), wide)
+    for leaf, expr in equation.attach:
+        dtype = default_dtype(weight.dtype)
+        values[leaf.name] = Evaluator(env, wide)(expr).to(dtype).contiguous()
+    return values
+
+
+def _to(value: Tensor, dtype: torch.dtype) -> Tensor:
+    return value.to(dtype) if value.is_floating_point() else value
+
+
+def _value(
+    spec: LeafSpec, W: Tensor, env: Mapping[Expr, Tensor], generator: Generator, wide: torch.dtype, wholes: Wholes
+) -> Tensor:
+    size = _numbers(spec.leaf.dims)
+    if spec.shared is not None:
+        if spec.shared in wholes.values:
+            have = tuple(wholes.values[spec.shared].shape)
+            if any(a > b for a, b in zip(size, have, strict=True)):
+                raise LeafError(
+                    f"the shared leaf '{spec.name}' is {show(have)}, this layer needs {show(size)}: "
+                    "inject all layers at once",
+                    spec.where,
+                )
+            return wholes.values[spec.shared]
+        size = wholes.sizes.get(spec.shared, size)
+    if isinstance(spec.init, Init):
+        return draw(spec.init, size, generator, spec)
+    if isinstance(spec.init, Expr):
+        return Evaluator(env, wide)(spec.init)
+    return _called(spec, W, generator, size)
+
+
+def _called(spec: LeafSpec, W: Tensor, generator: Generator, size: tuple[int, ...]) -> Tensor:
+    accepted = inspect.signature(spec.init).parameters
+    given = {k: v for k, v in (("W", W), ("generator", generator)) if k in accepted}
+    value = torch.as_tensor(spec.init(**given))
+    if tuple(value.shape) != size:
+        raise LeafError(f"the initialiser of '{spec.name}' gave {show(tuple(value.shape))}, wanted {show(size)}", spec.where)
+    return value
+
+
+def draw(init: Init, size: tuple[int, ...], generator: Generator, spec: LeafSpec) -> Tensor:
+    """A tensor from a named initialiser, in float32 on the CPU."""
+    empty = torch.empty(size)
+    match init.name:
+        case "zeros" | "ones":
+            return torch.full(size, float(init.name == "ones"))
+        case "constant":
+            return torch.full(size, init.numbers[0])
+        case "identity":
+            return torch.eye(*size[-2:]).expand(size).clone()
+        case "normal":
+            return empty.normal_(init.numbers[1], init.numbers[0], generator=generator)
+        case "uniform":
+            return empty.uniform_(*init.numbers, generator=generator)
+        case "bernoulli":
+            return empty.bernoulli_(init.numbers[0], generator=generator)
+        case "randperm":
+            return torch.randperm(int(init.numbers[0]), generator=generator)[: size[0]]
+        case "orthogonal":
+            return torch.nn.init.orthogonal_(empty, generator=generator)
+        case "paired_kaiming":
+            if size[-1] % 2:
+                raise LeafError(f"'{spec.name}': paired_kaiming needs an even number of columns, got {size[-1]}", spec.where)
+            half = _kaiming((*size[:-1], size[-1] // 2), math.sqrt(5), generator)
+            return half.repeat_interleave(2, -1)
+        case _:
+            a = init.numbers[0] if init.numbers else math.sqrt(5)
+            return _kaiming(size, a, generator)
+
+
+def _kaiming(size: tuple[int, ...], a: float, generator: Generator) -> Tensor:
+    fan_in = max(size[-1] if size else 1, 1)
+    bound = math.sqrt(6 / ((1 + a * a) * fan_in))
+    return torch.empty(size).uniform_(-bound, bound, generator=generator)
+
+
+def default_dtype(base: torch.dtype) -> torch.dtype:
+    """float32 on a 16-bit or quantised base, else the base's."""
+    return base if base in (torch.float32, torch.float64) else torch.float32
+
+
+def leaf_dtype(spec: LeafSpec, base: torch.dtype) -> torch.dtype:
+    """The dtype a leaf is held in."""
+    if spec.dtype is not None:
+        dtype: torch.dtype = getattr(torch, spec.dtype)
+        return dtype
+    return torch.int64 if spec.leaf.kind == "integer" else default_dtype(base)
+
+
+def cut(whole: Tensor, dims: Shape) -> Tensor:
+    """A layer's part of a whole leaf: top left. A view."""
+    size = _numbers(dims)
+    return whole if tuple(whole.shape) == size else whole[tuple(slice(s) for s in size)]
+
+
+def _numbers(dims: Shape) -> tuple[int, ...]:
+    return tuple(int(d) for d in dims)
+
+
+def all_leaves(equation: Equation) -> list[Leaf]:
+    """Declared leaves, then values computed at attach: the order in which they are held and saved."""
+    return [s.leaf for s in equation.leaves] + [leaf for leaf, _ in equation.attach]

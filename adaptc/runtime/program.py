@@ -1,0 +1,176 @@
+"""A plan as two callables, forward and backward, and the autograd node that joins them.
+
+Backward runs derived expressions; it never calls torch autograd. What passes from forward to backward goes through
+`save_for_backward`: x as it came, the leaves, and what the plan keeps. A second derivative raises.
+"""
+
+from __future__ import annotations
+
+import functools
+import linecache
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from adaptc.codegen.aten import argument, emit
+from adaptc.codegen.source import Source
+from adaptc.codegen.types import Types, wide
+from adaptc.env import options
+from adaptc.ir.check import check
+from adaptc.ir.expr import postorder
+from adaptc.ir.printer import formula
+from adaptc.ir.prims import Leaf
+from adaptc.plan.plan import Plan, Task
+from adaptc.plan.search import plan
+from adaptc.runtime.stack import Stack
+from adaptc.runtime.tables import tabulate
+from adaptc.runtime.transforms import walsh_hadamard
+
+Signature = tuple[tuple[str, ...], tuple[bool, ...]]
+"""Dtypes of x, W, bias and the leaves; which of them want a gradient (none: no backward)."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """forward(x, *tensors) -> (y, *kept); backward(gy, x, *inputs, *kept) -> gradients of `wrt`."""
+
+    plan: Plan
+    forward_source: Source
+    backward_source: Source | None
+    read: tuple[int, ...]  # arguments beside x that the forward reads
+    saved: tuple[int, ...]  # arguments beside x that the backward reads
+    wrt: tuple[int, ...]  # arguments with a gradient, in the order the backward gives them
+    saves_x: bool
+
+    @functools.cached_property
+    def forward(self) -> Callable[..., tuple[Tensor, ...]]:
+        """The compiled forward."""
+        return load(self.forward_source)
+
+    @functools.cached_property
+    def backward(self) -> Callable[..., tuple[Tensor, ...]]:
+        """The compiled backward."""
+        assert self.backward_source is not None
+        return load(self.backward_source)
+
+
+def load(source: Source) -> Callable[..., tuple[Tensor, ...]]:
+    """The generated function, its text known to tracebacks; tables are built once per device."""
+    filename = f"<adaptc {source.name} {source.digest}>"
+    linecache.cache[filename] = (len(source.text), None, source.text.splitlines(True), filename)
+    if options().debug >= 4:
+        print(source.text)
+    namespace: dict[str, Any] = {"torch": torch, "walsh_hadamard": walsh_hadamard}
+    exec(compile(source.text, filename, "exec"), namespace)  # our own text
+    function = namespace[source.name]
+    if not source.tables:
+        return functools.partial(function, ())
+    tables: dict[torch.device, tuple[Tensor, ...]] = {}
+
+    def run(first: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+        device = first.device
+        if device not in tables:
+            tables[device] = tuple(tabulate(t, device) for t in source.tables)
+        result: tuple[Tensor, ...] = function(tables[device], first, *rest)
+        return result
+
+    return run
+
+
+def task_of(stack: Stack, wants: Sequence[bool], device: str) -> Task:
+    """What a layer must compute, given which of its arguments want gradients."""
+    wrt = tuple(leaf for leaf, want in zip(stack.arguments, wants, strict=True) if want)
+    return Task(stack.output, stack.gy, wrt, device)
+
+
+@functools.lru_cache(maxsize=1024)
+def build(stack: Stack, signature: Signature, device: str) -> Program:
+    """Plan and compile one kind of call. Layers of one shape share it."""
+    dtypes, wants = signature
+    start = time.perf_counter()
+    chosen = plan(task_of(stack, wants, device))
+    program = assemble(chosen, stack, dtypes)
+    if options().debug:
+        print(f"adaptc: built {stack.equations[0].adapter.name} {stack.n}x{stack.k} in {time.perf_counter() - start:.2f} s")
+    return program
+
+
+def assemble(chosen: Plan, stack: Stack, dtypes: Sequence[str]) -> Program:
+    """The program of any plan, not only the chosen one."""
+    if options().verify:
+        check([chosen.y, *(g for _, g in chosen.gradients)], primitive=True)
+    arguments = stack.arguments
+    given = dict(zip(arguments, dtypes, strict=True))
+    adapter = stack.equations[0].adapter if stack.equations else None
+    name = adapter.name if adapter else "linear"
+    head = formula(stack.output)
+    real = [d for d in dtypes if "int" not in d]
+    types = Types(dtypes[0], wide(real), dict(given))
+    names = {leaf: argument(leaf) for leaf in arguments}
+    used = _used(chosen, arguments)
+    kept = [k.node for k in chosen.kept]
+    results = [(chosen.y, dtypes[0]), *((e, types[e]) for e in kept)]
+    forward = emit(f"{name}_forward", [(names[a], a) for a in used], results, types, head)
+    if not chosen.gradients:
+        return Program(chosen, forward, None, _positions(used, arguments), (), (), False)
+    inputs = [a for a in arguments if a in set(chosen.inputs)]
+    back_types = Types(types.token, types.wide, {**given, **{e: types[e] for e in kept}, stack.gy: dtypes[0]})
+    back_arguments = [("gy", stack.gy), *((names[a], a) for a in inputs), *((f"kept{j}", e) for j, e in enumerate(kept))]
+    gradients = [(g, given[leaf]) for leaf, g in chosen.gradients]
+    backward = emit(f"{name}_backward", back_arguments, gradients, back_types, head)
+    return Program(
+        chosen,
+        forward,
+        backward,
+        _positions(used, arguments),
+        _positions([a for a in inputs if a is not arguments[0]], arguments),
+        tuple(arguments.index(leaf) for leaf, _ in chosen.gradients),
+        arguments[0] in inputs,
+    )
+
+
+def _used(chosen: Plan, arguments: Sequence[Leaf]) -> list[Leaf]:
+    found = set(postorder(chosen.y, *(k.node for k in chosen.kept)))
+    return [a for j, a in enumerate(arguments) if j == 0 or a in found]
+
+
+def _positions(some: Sequence[Leaf], arguments: Sequence[Leaf]) -> tuple[int, ...]:
+    return tuple(arguments.index(a) for a in some if a is not arguments[0])
+
+
+class Apply(torch.autograd.Function):
+    """One call of a layer under autograd."""
+
+    @staticmethod
+    def forward(ctx: Any, program: Program, x: Tensor, *tensors: Tensor) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        y, *kept = program.forward(rows, *(tensors[j - 1] for j in program.read))
+        ctx.program, ctx.count, ctx.shape = program, len(tensors), x.shape
+        first = (x,) if program.saves_x else ()
+        ctx.save_for_backward(*first, *(tensors[j - 1] for j in program.saved), *kept)
+        return y.reshape(*x.shape[:-1], y.shape[-1])
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
+        program: Program = ctx.program
+        saved = ctx.saved_tensors
+        if program.saves_x:
+            saved = (saved[0].reshape(-1, ctx.shape[-1]), *saved[1:])
+        found = program.backward(gy.reshape(-1, gy.shape[-1]), *saved)
+        gradients: list[Tensor | None] = [None] * (ctx.count + 1)
+        for position, g in zip(program.wrt, found, strict=True):
+            gradients[position] = g.reshape(ctx.shape) if position == 0 else g
+        return (None, *gradients)
+
+
+def run(program: Program, x: Tensor, tensors: Sequence[Tensor]) -> Tensor:
+    """One call without autograd."""
+    rows = x.reshape(-1, x.shape[-1])
+    y = program.forward(rows, *(tensors[j - 1] for j in program.read))[0]
+    return y.reshape(*x.shape[:-1], y.shape[-1])

@@ -1,0 +1,149 @@
+"""Text of expressions: the formula a user reads, and the numbered form that is saved and hashed."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import sympy
+
+from adaptc.ir.dims import show
+from adaptc.ir.expr import Expr, postorder
+from adaptc.ir.matrix import Factor, Initial, MatMul, Transpose
+from adaptc.ir.operator import AbstractOperator
+from adaptc.ir.prims import (
+    Add,
+    At,
+    Broadcast,
+    Constant,
+    Contract,
+    Detach,
+    Leaf,
+    Map,
+    Reduce,
+    Scale,
+)
+
+SUM, PRODUCT, ATOM = 1, 2, 3
+
+
+def formula(e: Expr) -> str:
+    """An expression as a user would write it."""
+    return _show(e, SUM)
+
+
+def brief(e: Expr, width: int = 60) -> str:
+    """A formula cut to a width, for tables."""
+    text = formula(e)
+    return text if len(text) <= width else text[: width - 3] + "..."
+
+
+def _show(e: Expr, level: int) -> str:
+    text, own = _text(e)
+    return f"({text})" if own < level else text
+
+
+def _factor(c: Any) -> str:
+    if isinstance(c, sympy.Expr):
+        return f"({c})" if c.is_Add else str(c)
+    return str(int(c)) if float(c).is_integer() else f"{c:.6g}"
+
+
+def _text(e: Expr) -> tuple[str, int]:  # noqa: C901 - one case per node, a table in the form of a match
+    match e:
+        case Leaf():
+            return e.name, ATOM
+        case Add():
+            text = ""
+            for t in e.terms:
+                part = _show(t, PRODUCT)
+                negative = part.startswith("-")
+                text += (" - " + part[1:] if negative else " + " + part) if text else part
+            return text, SUM
+        case Scale() if e.factor == -1:
+            return f"-{_show(e.x, PRODUCT)}", PRODUCT
+        case Scale():
+            return f"{_factor(e.factor)} {_show(e.x, ATOM)}", PRODUCT
+        case MatMul():
+            return f"{_show(e.A, PRODUCT)} @ {_show(e.B, ATOM)}", PRODUCT
+        case Transpose():
+            return f"{_show(e.A, ATOM)}^T", ATOM
+        case Contract() if len(e.operands) == 2 and e.terms[0][0] == e.terms[0][1] == e.terms[1]:
+            return " * ".join(_show(op, ATOM) for op in e.operands), PRODUCT
+        case Contract():
+            return f"einsum('{e.spec}', {', '.join(map(formula, e.operands))})", ATOM
+        case Map():
+            args = {sympy.Symbol(f"a{j}", real=True): f"{{{j}}}" for j in range(len(e.args))}
+            body = str(e.fn.xreplace({s: sympy.Symbol(name) for s, name in args.items()}))
+            for j, t in enumerate(e.args):
+                body = body.replace(f"{{{j}}}", _show(t, ATOM))
+            return body, SUM
+        case Reduce():
+            return f"{e.op}({formula(e.x)}, axis={_axes(e.axes)})", ATOM
+        case Broadcast():
+            return f"rows({formula(e.x)})" if e.axes == (len(e.size) - 1,) else f"tile({formula(e.x)})", ATOM
+        case Constant():
+            return _constant(e), ATOM
+        case Detach() | Initial():
+            return f"{type(e).__name__.lower()}({formula(e.children[0])})", ATOM
+        case Factor():
+            kind, part = e.name.split(".") if "." in e.name else (e.name, "")
+            return f"{kind}({formula(e.A)}){'.' + part if part else ''}", ATOM
+        case AbstractOperator():
+            return f"{e.name}({', '.join(filter(None, map(_field, e.fields)))})", ATOM
+        case _:
+            return f"{type(e).__name__.lower()}({', '.join(filter(None, map(_field, e.fields)))})", ATOM
+
+
+def _axes(axes: tuple[int, ...]) -> str:
+    return str(axes[0]) if len(axes) == 1 else str(axes)
+
+
+def _constant(e: Constant) -> str:
+    if isinstance(e.value, tuple):
+        return f"[{len(e.value)} numbers]"
+    if e.value.is_number:
+        return _factor(float(e.value))
+    return "I" if isinstance(e.value, sympy.KroneckerDelta) else f"[{e.value}]"
+
+
+def _field(value: Any) -> str:
+    if isinstance(value, Expr):
+        return formula(value)
+    if isinstance(value, At):
+        return formula(value.table)
+    if isinstance(value, tuple):
+        if len(value) > 8:
+            return f"({value[0]}, ... {len(value)} values)"
+        parts = [_field(v) for v in value]
+        return ", ".join(parts) if any(isinstance(v, Expr) for v in value) else f"({', '.join(parts)})"
+    return str(value)
+
+
+def listing(root: Expr) -> str:
+    """The text form that is saved and hashed: one numbered line a node, operands before users.
+
+    `%3 = kron(%1, %2) : (32, 48)`. Leaves show name, role and kind. Fields that are no tensors stand as written.
+    """
+    names: dict[Expr, str] = {}
+    lines = []
+    for e in postorder(root):
+        names[e] = f"%{len(names)}"
+        head = e.name if isinstance(e, AbstractOperator) else type(e).__name__
+        lines.append(f"{names[e]} = {head}({', '.join(_numbered(v, names) for v in e.fields)}) : {show(e.dims)}")
+    return "\n".join(lines)
+
+
+def _numbered(value: Any, names: dict[Expr, str]) -> str:
+    if isinstance(value, Expr):
+        return names[value]
+    if isinstance(value, tuple):
+        return f"[{' '.join(_numbered(v, names) for v in value)}]"
+    return str(value)
+
+
+def fingerprint(root: Expr) -> str:
+    """SHA-256 of the text form: equal for equal equations, in every process."""
+    return hashlib.sha256(listing(root).encode()).hexdigest()
+
+

@@ -1,0 +1,181 @@
+"""Named rewrites: an equation -> its equivalent forms. Data, one entry each, tested one by one.
+
+A rule looks at one node and gives an equal expression, or None where it does not apply. The planner weighs
+the forms (`Rule.forms`) against applying and forming the matrix; `simplify` always uses the others.
+No rule names a method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import sympy
+
+from adaptc.errors import InternalError
+from adaptc.ir.build import add, apply, constant, contract, leaf, scale, times
+from adaptc.ir.expr import Expr, rewrite
+from adaptc.ir.functions import ARGS
+from adaptc.ir.matrix import Initial, MatMul, Transpose
+from adaptc.ir.operators.cayley import Cayley
+from adaptc.ir.operators.diag import Diag
+from adaptc.ir.operators.householder import Householder
+from adaptc.ir.operators.identity import Identity
+from adaptc.ir.operators.inverse import Inverse
+from adaptc.ir.operators.permutation import Permutation
+from adaptc.ir.operators.scatter import Scatter
+from adaptc.ir.prims import INDEX, Add, Reshape, Scale, Table
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One rewrite. `after` is a form to be weighed when `form`, else always better."""
+
+    name: str
+    text: str
+    rewrite: Callable[[Expr], Expr | None]
+    example: Callable[[], Expr]
+    form: bool
+
+    registry: ClassVar[dict[str, Rule]] = {}
+
+    def __post_init__(self) -> None:
+        if self.name in Rule.registry:
+            raise InternalError(f"two rules named {self.name}")
+        Rule.registry[self.name] = self
+
+
+def rule(text: str, example: Callable[[], Expr], form: bool = False) -> Callable[[Callable[[Expr], Expr | None]], Rule]:
+    """Register a rewrite under its function's name; `text` says before -> after."""
+
+    def register(fn: Callable[[Expr], Expr | None]) -> Rule:
+        return Rule(fn.__name__, text, fn, example, form)
+
+    return register
+
+
+def simplify(root: Expr) -> Expr:
+    """Apply every rule that is always better, bottom up, until none fires."""
+    rules = [r for r in Rule.registry.values() if not r.form]
+
+    def change(node: Expr) -> Expr | None:
+        for _ in range(64):
+            after = next((new for r in rules if (new := r.rewrite(node)) is not None), None)
+            if after is None:
+                return node
+            node = simplify(after)
+        raise InternalError("rules do not come to rest")
+
+    return rewrite(root, change)
+
+
+def forms(node: Expr) -> dict[str, Expr]:
+    """The equivalent forms of one node, by rule name."""
+    found = {r.name: r.rewrite(node) for r in Rule.registry.values() if r.form}
+    return {name: after for name, after in found.items() if after is not None}
+
+
+@rule("householder(U) -> I - U T^-1 U^T", lambda: Householder(leaf("U", 5, 3)), form=True)
+def compact_wy(e: Expr) -> Expr | None:
+    """r reflections as one rank-r update. With V the columns of U, T = triu(V^T V, 1) + diag(V^T V) / 2.
+
+    Derivation: H_0 ... H_{i} = I - V_i T_i^-1 V_i^T for the first i columns; multiplying by the next reflection
+    adds the column V_i^T v to T and v^T v / 2 to its diagonal. (Schreiber and Van Loan, 1989.)
+    """
+    if not isinstance(e, Householder) or e.U.ndim != 2:
+        return None
+    k, r = e.U.dims
+    gram = contract("ki,kj->ij", e.U, e.U)
+    upper = constant(sympy.Heaviside(INDEX[1] - INDEX[0], sympy.Rational(1, 2)), (r, r))
+    T = times(gram, upper)
+    from_left = MatMul(e.U, MatMul(Inverse(T), Transpose(e.U)))
+    return add(Identity(k), scale(-1, from_left))
+
+
+@rule(
+    "reshape(scatter(v, [at], (n k,)), (n, k)) -> scatter(v, [at // k, at % k], (n, k))",
+    lambda: Reshape(Scatter(leaf("v", 3), (Table((0, 7, 11)),), (12,)), (3, 4)),
+    form=True,
+)
+def scatter_in_matrix(e: Expr) -> Expr | None:
+    """A sparse matrix written over its flat index knows its rows and columns."""
+    if not isinstance(e, Reshape) or e.ndim != 2 or not isinstance(e.x, Scatter):
+        return None
+    if len(e.x.index) != 1 or e.x.v.ndim != 1:
+        return None
+    at, k = e.x.index[0], e.dims[1]
+    if isinstance(at, Table):
+        if not isinstance(k, int):
+            return None
+        rows: Expr = Table(tuple(t // k for t in at.values))
+        cols: Expr = Table(tuple(t % k for t in at.values))
+    else:
+        rows = apply(sympy.floor(ARGS[0] / k), at, kind="integer")
+        cols = apply(sympy.Mod(ARGS[0], k), at, kind="integer")
+    return Scatter(e.x.v, (rows, cols), e.size)
+
+
+@rule("inverse(cayley(X)) -> cayley(X)^T", lambda: Inverse(Cayley(leaf("X", 3, 3))))
+def inverse_of_rotation(e: Expr) -> Expr | None:
+    """The inverse of an orthogonal matrix is its transpose."""
+    if isinstance(e, Inverse) and isinstance(e.M, (Cayley, Householder, Permutation)):
+        return Transpose(e.M)
+    return None
+
+
+@rule("(A @ B)^T -> B^T @ A^T", lambda: Transpose(MatMul(leaf("A", 2, 3), leaf("B", 3, 5))))
+def transpose_of_product(e: Expr) -> Expr | None:
+    """Transposes move to the leaves, where they are free."""
+    if isinstance(e, Transpose) and isinstance(e.A, MatMul):
+        return MatMul(_transpose(e.A.B), _transpose(e.A.A))
+    return None
+
+
+@rule("(c A + B)^T -> c A^T + B^T", lambda: Transpose(leaf("A", 2, 3) + 2 * leaf("B", 2, 3)))
+def transpose_of_sum(e: Expr) -> Expr | None:
+    """A sum's terms are transposed one by one."""
+    if isinstance(e, Transpose) and isinstance(e.A, Add):
+        return add(*map(_transpose, e.A.terms))
+    return None
+
+
+@rule("diag(v)^T -> diag(v)", lambda: Transpose(Diag(leaf("v", 4))))
+def transpose_of_diag(e: Expr) -> Expr | None:
+    """A diagonal matrix is symmetric."""
+    return e.A if isinstance(e, Transpose) and isinstance(e.A, Diag) else None
+
+
+@rule("diag(u) @ diag(v) -> diag(u * v)", lambda: MatMul(Diag(leaf("u", 4)), Diag(leaf("v", 4))))
+def product_of_diags(e: Expr) -> Expr | None:
+    """Diagonals multiply entry by entry."""
+    if isinstance(e, MatMul) and isinstance(e.A, Diag) and isinstance(e.B, Diag):
+        return Diag(times(e.A.v, e.B.v))
+    return None
+
+
+@rule("inverse(diag(v)) -> diag(1 / v)", lambda: Inverse(Diag(leaf("v", 4))))
+def inverse_of_diag(e: Expr) -> Expr | None:
+    """A diagonal matrix is inverted entry by entry."""
+    return Diag(apply(1 / ARGS[0], e.M.v)) if isinstance(e, Inverse) and isinstance(e.M, Diag) else None
+
+
+@rule("initial(c A @ B) -> c initial(A) @ initial(B)", lambda: Initial(2 * (leaf("A", 9, 2) @ leaf("B", 2, 9))))
+def initial_of_product(e: Expr) -> Expr | None:
+    """Keep the initial factors instead of their product, where they are smaller."""
+    if not isinstance(e, Initial):
+        return None
+    if isinstance(e.A, Scale):
+        return scale(e.A.factor, Initial(e.A.x))
+    if isinstance(e.A, MatMul):
+        A, B = e.A.A, e.A.B
+        inner, (n, k) = A.dims[-1], (A.dims[-2], B.dims[-1])
+        if all(isinstance(d, int) for d in (inner, n, k)) and inner * (n + k) < n * k:  # type: ignore[operator]
+            return MatMul(Initial(A), Initial(B))
+    return None
+
+
+def _transpose(e: Expr) -> Expr:
+    if isinstance(e, Scale):
+        return scale(e.factor, _transpose(e.x))
+    return e.A if isinstance(e, Transpose) else Transpose(e)
