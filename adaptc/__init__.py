@@ -56,6 +56,10 @@ from adaptc.language import (
     triu,
 )
 
+from adaptc.nn.files import load, save
+from adaptc.nn.inject import adapter_parameters, disabled, inject, merge, set_active, unload, unmerge
+from adaptc.nn.linear import AdaptedLinear
+
 __version__ = "0.1.0.dev0"
 
 

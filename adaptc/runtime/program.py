@@ -174,3 +174,17 @@ def run(program: Program, x: Tensor, tensors: Sequence[Tensor]) -> Tensor:
     rows = x.reshape(-1, x.shape[-1])
     y = program.forward(rows, *(tensors[j - 1] for j in program.read))[0]
     return y.reshape(*x.shape[:-1], y.shape[-1])
+
+
+@functools.lru_cache(maxsize=512)
+def weight_program(stack: Stack, dtypes: tuple[str, ...], device: str) -> Callable[..., tuple[Tensor, ...]]:
+    """(W, bias, leaves...) -> (W', bias') in float32 or wider, each planned as a forward of its own."""
+    assert stack.weight is not None and stack.bias is not None
+    arguments = stack.arguments[1:]
+    given = dict(zip(arguments, dtypes, strict=True))
+    dtype = wide([d for d in dtypes if "int" not in d])
+    types = Types(dtype, dtype, dict(given))
+    roots = [plan(Task(e, stack.gy, (), device)).y for e in (stack.weight, stack.bias)]
+    head = formula(stack.weight)
+    source = emit("adapted_weight", [(argument(a), a) for a in arguments], [(r, dtype) for r in roots], types, head)
+    return load(source)

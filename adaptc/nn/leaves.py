@@ -1,0 +1,64 @@
+"""The leaves of one adapter on one layer, as a module: parameters and buffers under their own names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from adaptc.language import Adapter, Equation
+from adaptc.runtime.attach import all_leaves, cut
+
+
+class Leaves(nn.Module):
+    """Parameters for the trained leaves, buffers for the others; shared ones are held whole.
+
+    A leaf may have any name, so they are registered without nn.Module's check against its own attributes.
+    """
+
+    def __init__(self, adapter: Adapter, equation: Equation, values: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.adapter, self.equation = adapter, equation
+        trained = {s.name for s in equation.leaves if s.trainable}
+        stored = {s.name for s in equation.leaves if s.store} | {leaf.name for leaf, _ in equation.attach}
+        self._dims = [(leaf.name, leaf.dims) for leaf in all_leaves(equation)]
+        for name, _ in self._dims:
+            value = values[name]
+            if name in trained:
+                known = isinstance(value, nn.Parameter)
+                self._parameters[name] = value if known else nn.Parameter(value)  # type: ignore[assignment]
+            else:
+                self._buffers[name] = value
+                if name not in stored:
+                    self._non_persistent_buffers_set.add(name)
+
+    def __getitem__(self, name: str) -> Tensor:
+        value = self._parameters[name] if name in self._parameters else self._buffers[name]
+        assert value is not None
+        return value
+
+    def values(self) -> dict[str, Tensor]:
+        """Every leaf by name, shared ones whole."""
+        return {name: self[name] for name, _ in self._dims}
+
+    def tensors(self) -> list[Tensor]:
+        """This layer's part of every leaf, in the order of the equation's arguments."""
+        return [cut(self[name], dims) for name, dims in self._dims]
+
+    def extra_repr(self) -> str:
+        return repr(self.adapter)
+
+
+class Originals(nn.Module):
+    """Weights as they were before a merge: moved with the model, never in its state dict."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, had_bias: bool) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight.detach().clone(), persistent=False)
+        self.register_buffer("bias", None if bias is None else bias.detach().clone(), persistent=False)
+        self.had_bias = had_bias
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return sum(b.nbytes for b in self.buffers())
