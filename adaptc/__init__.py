@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from adaptc.explain import Report, explain
 from adaptc.initial import bernoulli, kaiming_uniform, normal, randperm, uniform
 from adaptc.ir.algebra import (
     clamp,
@@ -59,6 +60,7 @@ from adaptc.language import (
 from adaptc.nn.files import load, save
 from adaptc.nn.inject import adapter_parameters, disabled, inject, merge, set_active, unload, unmerge
 from adaptc.nn.linear import AdaptedLinear
+from adaptc.verify import verify
 
 __version__ = "0.1.0.dev0"
 

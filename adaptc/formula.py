@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 
-from adaptc.errors import AdaptcError, SymbolicSizeError
+from adaptc.errors import AdaptcError
+from adaptc.ir.expr import Expr, substitute
 from adaptc.ir.printer import formula
 from adaptc.language import Adapter, Equation, symbols
 
@@ -16,16 +17,21 @@ def symbolic(adapter: Adapter) -> tuple[str, Equation]:
     """The text and the equation. An equation that asks a symbolic size for a number is shown at 64 x 64."""
     try:
         equation = adapter.trace(*symbols())
-        return text(equation), equation
-    except (SymbolicSizeError, AdaptcError, TypeError):
+    except (AdaptcError, TypeError, ValueError):
         equation = adapter.trace(CONCRETE, CONCRETE)
         return f"{text(equation)}    [at n = k = {CONCRETE}]", equation
+    return text(equation), equation
 
 
 def text(equation: Equation) -> str:
     """`W' = W + 2 (B @ A)`, and the bias where the equation changes it."""
-    if equation.output is not None:
-        return f"y' = {formula(equation.output)}"
-    assert equation.weight is not None
-    line = f"W' = {formula(equation.weight)}"
-    return line if equation.bias is None else f"{line}, bias' = {formula(equation.bias)}"
+    weight, bias, output = (None if e is None else substitute(e, _attached(equation)) for e in equation.results)
+    if output is not None:
+        return f"y' = {formula(output)}"
+    assert weight is not None
+    line = f"W' = {formula(weight)}"
+    return line if bias is None else f"{line}, bias' = {formula(bias)}"
+
+
+def _attached(equation: Equation) -> dict[Expr, Expr]:
+    return {leaf: value for leaf, value in equation.attach}

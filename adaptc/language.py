@@ -68,6 +68,11 @@ class Equation:
     where: str
 
     @property
+    def results(self) -> tuple[Expr | None, Expr | None, Expr | None]:
+        """The adapted weight, bias and output."""
+        return self.weight, self.bias, self.output
+
+    @property
     def written(self) -> Expr:
         """What the equation says, as one expression of its leaves."""
         parts = [e for e in (self.output, self.weight, self.bias) if e is not None]
@@ -210,23 +215,6 @@ class Adapter:
     def trace(self, n: Dim, k: Dim) -> Equation:
         """The equation at one layer shape. Raises EquationError with the user's file and line."""
         return _traced(self, n, k)
-
-    @property
-    def equation(self) -> str:
-        """The formula with symbolic sizes where the method allows them, else at 64 x 64 said so."""
-        return self.symbolic()[0]
-
-    def symbolic(self) -> tuple[str, Equation]:
-        """The formula and the equation it came from: symbolic sizes, or a concrete form where the method needs one."""
-        from adaptc.formula import symbolic
-
-        return symbolic(self)
-
-    def to_sympy(self) -> Any:
-        """The equation as a SymPy matrix expression of symbolic sizes."""
-        from adaptc.ir.sympy_bridge import to_sympy
-
-        return to_sympy(self.symbolic()[1].written)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -34,7 +34,7 @@ Choose = Callable[[Site], str]
 
 
 def first(site: Site) -> str:
-    """The default form: apply where that is possible."""
+    """The default form: a rule's where one fires, else apply where that is possible."""
     return site.options[0]
 
 
@@ -69,7 +69,7 @@ class _Expander:
         if isinstance(e, ATTACH):
             raise InternalError(f"{type(e).__name__} is computed at attach time and cannot be expanded")
         alternatives = forms(e)
-        options = (*(["dense"] if isinstance(e, AbstractOperator) else ["as written"]), *alternatives)
+        options = (*alternatives, "dense" if isinstance(e, AbstractOperator) else "as written")
         option = self.choose(Site(e, options)) if alternatives else options[0]
         if option in alternatives:
             return self.lower(alternatives[option])
@@ -100,7 +100,7 @@ class _Expander:
         if isinstance(e, Transpose):
             return self._multiply(x, e.A, not transposed)
         alternatives = forms(e)
-        options = (*(["apply"] if _composite(e) else []), *alternatives, "dense")
+        options = (*alternatives, *(["apply"] if _composite(e) else []), "dense")
         plain = isinstance(e, MatMul) and not _structured(e)  # its order is the contraction's business
         option = "apply" if plain else self.choose(Site(e, options)) if len(options) > 1 else "dense"
         if option not in options:

@@ -16,8 +16,8 @@ from typing import Any, ClassVar
 
 from adaptc.errors import ShapeError
 from adaptc.ir.build import contract
-from adaptc.ir.dims import show
-from adaptc.ir.expr import Expr
+from adaptc.ir.dims import Shape, show
+from adaptc.ir.expr import Expr, Kind
 
 Make = Callable[..., Expr]
 """make(*shape): a random real expression of that shape."""
@@ -37,6 +37,11 @@ class AbstractOperator(Expr):
             raise ShapeError(f"an operator named '{cls.name}' exists already, in {known.__module__}: choose another name")
         AbstractOperator.registry[cls.name] = cls
 
+    def infer(self) -> tuple[Shape, Kind]:
+        """Shape and kind; the default is the dense matrix's. Overridden to raise in the user's terms."""
+        matrix = self.as_matrix()
+        return matrix.dims, matrix.kind
+
     @abstractmethod
     def as_matrix(self) -> Expr:
         """The dense matrix, in primitives."""
@@ -52,16 +57,22 @@ class AbstractOperator(Expr):
         return cls(*args, **kwargs)
 
     @staticmethod
-    @abstractmethod
     def definition(xp: Any, *fields: Any) -> Any:
-        """The dense float64 matrix from dense fields, by einsum and indexing of the array namespace xp alone."""
+        """The dense float64 matrix from dense fields, by einsum and indexing of the array namespace xp alone.
+
+        An operator without one is checked against `as_matrix`.
+        """
         raise NotImplementedError
 
     @classmethod
-    @abstractmethod
     def sample(cls, rows: int, cols: int, make: Make, rng: Random) -> Expr | None:
         """An instance of shape (rows, cols) with parts from `make`, or None where there is none."""
-        raise NotImplementedError
+        return None
+
+    @classmethod
+    def defines(cls) -> bool:
+        """Does this operator have a `definition` of its own?"""
+        return cls.definition is not AbstractOperator.definition
 
     @classmethod
     def applies(cls) -> bool:

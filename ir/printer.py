@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from typing import Any
 
@@ -9,6 +10,7 @@ import sympy
 
 from adaptc.ir.dims import show
 from adaptc.ir.expr import Expr, postorder
+from adaptc.ir.functions import ARGS, ELEMENTWISE, root
 from adaptc.ir.matrix import Factor, Initial, MatMul, Transpose
 from adaptc.ir.operator import AbstractOperator
 from adaptc.ir.prims import (
@@ -32,10 +34,22 @@ def formula(e: Expr) -> str:
     return _show(e, SUM)
 
 
+DEPTH = 7
+
+
 def brief(e: Expr, width: int = 60) -> str:
-    """A formula cut to a width, for tables."""
-    text = formula(e)
+    """A formula cut to a width and a depth, for tables: the text of a shared subexpression can be long beyond use."""
+    text = formula(_shallow(e, DEPTH))
     return text if len(text) <= width else text[: width - 3] + "..."
+
+
+@functools.lru_cache(maxsize=8192)
+def _shallow(e: Expr, depth: int) -> Expr:
+    if not e.children:
+        return e
+    if depth == 0:
+        return Leaf("...", e.dims, "param", e.kind)
+    return e.rebuild(lambda child: _shallow(child, depth - 1))
 
 
 def _show(e: Expr, level: int) -> str:
@@ -68,10 +82,18 @@ def _text(e: Expr) -> tuple[str, int]:  # noqa: C901 - one case per node, a tabl
             return f"{_show(e.A, PRODUCT)} @ {_show(e.B, ATOM)}", PRODUCT
         case Transpose():
             return f"{_show(e.A, ATOM)}^T", ATOM
+        case Contract() if (soft := _softmax(e)) is not None:
+            return soft, ATOM
+        case Contract() if (quotient := _quotient(e)) is not None:
+            return quotient, PRODUCT
         case Contract() if len(e.operands) == 2 and e.terms[0][0] == e.terms[0][1] == e.terms[1]:
             return " * ".join(_show(op, ATOM) for op in e.operands), PRODUCT
         case Contract():
             return f"einsum('{e.spec}', {', '.join(map(formula, e.operands))})", ATOM
+        case Map() if e.fn == root(ARGS[0]) and isinstance(e.args[0], Contract) and _squares(e.args[0]) is not None:
+            return str(_squares(e.args[0])), ATOM
+        case Map() if e.fn in _NAMES:
+            return f"{_NAMES[e.fn]}({', '.join(map(formula, e.args))})", ATOM
         case Map():
             args = {sympy.Symbol(f"a{j}", real=True): f"{{{j}}}" for j in range(len(e.args))}
             body = str(e.fn.xreplace({s: sympy.Symbol(name) for s, name in args.items()}))
@@ -93,6 +115,44 @@ def _text(e: Expr) -> tuple[str, int]:  # noqa: C901 - one case per node, a tabl
             return f"{e.name}({', '.join(filter(None, map(_field, e.fields)))})", ATOM
         case _:
             return f"{type(e).__name__.lower()}({', '.join(filter(None, map(_field, e.fields)))})", ATOM
+
+
+_NAMES = {fn: name for name, fn in ELEMENTWISE.items()}
+
+
+def _squares(e: Contract) -> str | None:
+    """norm(V) or norm(V, axis=j): the square root of a sum of squares."""
+    inputs, out = e.terms
+    if len(e.operands) != 2 or e.operands[0] is not e.operands[1] or inputs[0] != inputs[1]:
+        return None
+    lost = [j for j, c in enumerate(inputs[0]) if c not in out]
+    axis = f", axis={lost[0]}" if out else ""
+    return f"norm({formula(e.operands[0])}{axis})"
+
+
+def _quotient(e: Contract) -> str | None:
+    """a / b of one shape."""
+    inputs, out = e.terms
+    if len(e.operands) != 2 or not inputs[0] == inputs[1] == out:
+        return None
+    b = e.operands[1]
+    if not isinstance(b, Map) or b.fn != 1 / ARGS[0]:
+        return None
+    return f"{_show(e.operands[0], PRODUCT)} / {_show(b.args[0], ATOM)}"
+
+
+def _softmax(e: Contract) -> str | None:
+    """exp(M - max M) over its sum along an axis."""
+    if len(e.operands) != 2 or not all(isinstance(op, Map) for op in e.operands):
+        return None
+    top, bottom = e.operands
+    assert isinstance(top, Map) and isinstance(bottom, Map)
+    total = bottom.args[0]
+    if top.fn != ELEMENTWISE["exp"] or bottom.fn != 1 / ARGS[0] or not isinstance(total, Reduce) or total.x is not top:
+        return None
+    shifted = top.args[0]
+    M = shifted.terms[0] if isinstance(shifted, Add) else shifted
+    return f"softmax({formula(M)}, axis={total.axes[0]})"
 
 
 def _axes(axes: tuple[int, ...]) -> str:

@@ -228,7 +228,6 @@ class _Writer:
         if len(e.operands) == 1:
             (letters,), out = e.terms
             order = ", ".join(str(letters.index(c)) for c in out)
-            self.types._known[e] = self.types[e.operands[0]]
             self.let(e, f"{self.names[e.operands[0]]}.permute({order})")
             return
         g = groups(e)

@@ -11,9 +11,25 @@ from dataclasses import dataclass, field
 
 from adaptc.ir.dims import TOKENS
 from adaptc.ir.expr import Expr
-from adaptc.ir.prims import Add, Contract, Leaf, Map, Reduce, Scale, Solve, Table, Transform
+from adaptc.ir.prims import (
+    Add,
+    Broadcast,
+    Contract,
+    Detach,
+    Leaf,
+    Map,
+    Put,
+    Reduce,
+    Reshape,
+    Scale,
+    Solve,
+    Table,
+    Take,
+    Transform,
+)
 from adaptc.plan.plan import depends_on_tokens
 
+MOVES = (Reshape, Broadcast, Take, Put, Detach)
 _RANK = {"bfloat16": 0, "float16": 0, "float32": 1, "float64": 2}
 _COMPLEX = {"float32": "complex64", "float64": "complex128"}
 
@@ -46,13 +62,13 @@ class Types:
             return "int64"
         if isinstance(e, Leaf):
             return self.token if e.role in ("token", "output", "gradient") else self.wide
+        if isinstance(e, MOVES) or (isinstance(e, Contract) and len(e.operands) == 1):
+            return self[e.children[0]]
         if not has_rows(e) or isinstance(e, (Map, Reduce, Transform, Solve)):
             return self.wide
         if isinstance(e, (Contract, Add)):
             return self.token
-        if isinstance(e, Scale) or e.children:
-            return self[e.children[0]]
-        return self.token
+        return self[e.x] if isinstance(e, Scale) else self.token
 
 
 def has_rows(e: Expr) -> bool:

@@ -7,6 +7,8 @@ by forward and backward together. Order below that: dynamic programming (`order`
 from __future__ import annotations
 
 import functools
+import itertools
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -19,7 +21,8 @@ from adaptc.plan.device import Device, device
 from adaptc.plan.order import ITEM, Orders
 from adaptc.plan.plan import Choice, Kept, Plan, Task, is_view, reach, steps
 
-ROUNDS = 8  # changes of one site
+ORDER = "order of "
+CHANGES = 64  # of one site, weighed in one round
 WORTH = 0.25  # of a base product per entry: what costs as much to recompute is kept
 
 
@@ -42,7 +45,7 @@ class _Trial:
     def last_product(self, node: Contract, count: int) -> int:
         """Which of a contraction's best last products."""
         options = tuple(f"order {j}" for j in range(count))
-        key = f"order of {node.digest}"
+        key = ORDER + node.digest
         option = self.chosen.get(key, options[0])
         option = option if option in options else options[0]
         self.met[key] = Choice(node, option, options)
@@ -108,31 +111,46 @@ def _inner(task: Task) -> int:
 
 @functools.lru_cache(maxsize=512)
 def plan(task: Task) -> Plan:
-    """The best plan found by descent: of all changes at one site the best is made, until none gains."""
+    """The best plan found by descent, over orders and forms in turn: of all changes at one site the best is made,
+    until none gains."""
     best, met = evaluate(task, {})
     chosen: dict[str, str] = {}
-    for _ in range(ROUNDS):
-        changes = [(k, o) for k, c in met.items() for o in c.options if o != c.chosen]
-        found = [(*evaluate(task, {**chosen, k: o}), {**chosen, k: o}) for k, o in changes]
+    settled = 0
+    for orders in itertools.cycle((True, False)):
+        sites = [(k, c) for k, c in met.items() if k.startswith(ORDER) == orders]
+        changes = [{**chosen, k: o} for k, c in sites for o in c.options if o != c.chosen][:CHANGES]
+        found = [(*evaluate(task, change), change) for change in changes]
         better = min(found, key=lambda f: f[0].seconds, default=None)
-        if better is None or better[0].seconds >= best.seconds * (1 - 1e-9):
+        if better is not None and better[0].seconds < best.seconds * (1 - 1e-9):
+            (best, met, chosen), settled = better, 0
+        elif (settled := settled + 1) == 2:
             break
-        best, met, chosen = better
     return best
 
 
 def candidates(task: Task) -> Iterator[Plan]:
-    """Every plan that the sites allow, each once."""
+    """Every plan that the sites allow, each once: all forms first, then the orders within each form."""
+    starts: list[dict[str, str]] = [{}]
+    formed: list[dict[str, str]] = []
+    for found, met in _walk(task, starts, orders=False):
+        formed.append({k: c.chosen for k, c in met.items() if not k.startswith(ORDER)})
+        yield found
+    for found, met in _walk(task, formed, orders=True):
+        if any(c.chosen != c.options[0] for k, c in met.items() if k.startswith(ORDER)):
+            yield found
+
+
+def _walk(task: Task, starts: list[dict[str, str]], orders: bool) -> Iterator[tuple[Plan, dict[str, Choice]]]:
     seen: set[tuple[tuple[str, str], ...]] = set()
-    stack: list[dict[str, str]] = [{}]
-    while stack:
-        chosen = stack.pop()
+    queue = deque(starts)
+    while queue:
+        chosen = queue.popleft()
         found, met = evaluate(task, chosen)
         key = tuple(sorted((k, c.chosen) for k, c in met.items()))
         if key in seen:
             continue
         seen.add(key)
-        yield found
+        yield found, met
         for site, choice in met.items():
-            if site not in chosen:
-                stack.extend({**chosen, site: option} for option in choice.options if option != choice.chosen)
+            if site.startswith(ORDER) == orders:
+                queue.extend({**chosen, site: o} for o in choice.options if o != choice.chosen)

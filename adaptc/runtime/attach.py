@@ -83,7 +83,10 @@ def _value(
             return wholes.values[spec.shared]
         size = wholes.sizes.get(spec.shared, size)
     if isinstance(spec.init, Init):
-        return draw(spec.init, size, generator, spec)
+        drawn = draw(spec.init, size, generator, spec)
+        if tuple(drawn.shape) != size:
+            raise LeafError(f"'{spec.name}' is {show(size)}, {spec.init} gives {show(tuple(drawn.shape))}", spec.where)
+        return drawn
     if isinstance(spec.init, Expr):
         return Evaluator(env, wide)(spec.init)
     return _called(spec, W, generator, size)

@@ -82,10 +82,10 @@ def load(source: Source) -> Callable[..., tuple[Tensor, ...]]:
     return run
 
 
-def task_of(stack: Stack, wants: Sequence[bool], device: str) -> Task:
-    """What a layer must compute, given which of its arguments want gradients."""
+def task_of(stack: Stack, wants: Sequence[bool], device: str, at: tuple[tuple[object, int], ...] = ()) -> Task:
+    """What a layer must compute, given which of its arguments want gradients. at: values for symbolic sizes."""
     wrt = tuple(leaf for leaf, want in zip(stack.arguments, wants, strict=True) if want)
-    return Task(stack.output, stack.gy, wrt, device)
+    return Task(stack.output, stack.gy, wrt, device, at)
 
 
 @functools.lru_cache(maxsize=1024)

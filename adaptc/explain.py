@@ -1,0 +1,276 @@
+"""What the compiler makes of an adapter: formula, parameters, FLOPs, what is kept and why, the plan and its rivals."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import sympy
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from adaptc.codegen.types import Types, has_rows, wide
+from adaptc.errors import PlanError
+from adaptc.formula import symbolic
+from adaptc.ir.build import count
+from adaptc.ir.cost import cost
+from adaptc.ir.dims import TOKENS, Dim
+from adaptc.ir.expr import Expr, postorder
+from adaptc.ir.printer import brief
+from adaptc.ir.prims import Broadcast, Contract, Leaf, Scale
+from adaptc.ir.sympy_bridge import to_sympy
+from adaptc.language import Adapter, Equation, Method, symbols
+from adaptc.plan.plan import Plan, depends_on_tokens, is_view, total
+from adaptc.plan.search import candidates, plan
+from adaptc.runtime.program import task_of
+from adaptc.runtime.stack import stack
+
+BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "float64": 8, "complex64": 8, "complex128": 16, "int64": 8}
+SHOWN, CONSIDERED = 6, 24
+REPRESENTATIVE = 4096  # n and k at which choices are made where the sizes are symbolic
+
+
+@dataclass(frozen=True)
+class Report:
+    """The facts as data; `str` lays them out as tables."""
+
+    facts: Mapping[str, Any]
+    equation: Equation
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return dict(self.facts)
+
+    def to_sympy(self) -> Any:
+        """The adapted weight (or output) as a SymPy matrix expression."""
+        result = next(e for e in (self.equation.weight, self.equation.output) if e is not None)
+        return to_sympy(result)
+
+    def latex(self) -> str:
+        """The equation in LaTeX."""
+        left = "W'" if self.equation.weight is not None else "y'"
+        return f"{left} = {sympy.latex(self.to_sympy())}"
+
+    def __str__(self) -> str:
+        console = Console(width=118, highlight=False)
+        with console.capture() as capture:
+            console.print(self)
+        return capture.get()
+
+    def __rich__(self) -> Group:
+        f = self.facts
+        head = Text(f"{f['adapter']}\n  {f['formula']}\n")
+        head.append(f"  n = {f['n']}, k = {f['k']}, m = {f['m']}, {f['dtype']}, {f['device']}, {f['mode']}\n")
+        if f["note"]:
+            head.append(f"  {f['note']}\n")
+        head.append(f"  trainable parameters: {f['parameters']}")
+        parts: list[Any] = [head, _cost_table(f), _kept_table(f), _step_table(f), _choice_table(f), _rivals_table(f)]
+        if f["fallbacks"]:
+            parts.append(Text("fallbacks: " + "; ".join(f["fallbacks"])))
+        return Group(*parts)
+
+
+def explain(
+    adapter: Adapter | Method,
+    n: int | None = None,
+    k: int | None = None,
+    m: int | None = None,
+    *,
+    dtype: str = "float32",
+    device: str = "cpu",
+    mode: str = "train",
+) -> Report:
+    """Everything the compiler decides about one layer, without running it.
+
+    n, k, m: outputs, inputs, tokens; left out, they stay symbols and the figures are formulas. dtype: of x (parameters
+    are float32 beside 16-bit x). mode: "train" (gradients of x and of every parameter) or "eval".
+    """
+    bound = adapter() if isinstance(adapter, Method) else adapter
+    if mode not in ("train", "eval"):
+        raise PlanError(f"mode is 'train' or 'eval', got '{mode}'")
+    text, open_equation = symbolic(bound)
+    (rows, cols), note = _sizes(n, k, open_equation)
+    composed = stack((bound,), rows, cols, True)  # type: ignore[arg-type]
+    trained = {s.leaf for s in composed.equations[0].leaves if s.trainable}
+    wants = [mode == "train" and (leaf.role == "token" or leaf in trained) for leaf in composed.arguments]
+    at = tuple((s, REPRESENTATIVE) for s in symbols() if not (isinstance(rows, int) and isinstance(cols, int)))
+    task = task_of(composed, wants, device, at)
+    chosen = plan(task)
+    bindings = {} if m is None else {TOKENS: m}
+    facts = {
+        "adapter": repr(bound), "formula": text, "n": str(rows), "k": str(cols), "m": str(m or TOKENS), "note": note,
+        "dtype": dtype, "device": device, "mode": mode,
+        "parameters": _show(sum(count(leaf.dims) for leaf in trained), {}),
+        "cost": _costs(chosen, rows, cols, bindings),
+        "kept": kept(chosen, composed.arguments, dtype, bindings, mode),
+        "steps": [_step(e, way, chosen, bindings) for way, e in _steps(chosen)],
+        "choices": [
+            {"where": brief(c.where, 70), "chosen": c.chosen, "options": list(c.options)} for c in chosen.choices
+        ],
+        "candidates": _rivals(chosen),
+        "fallbacks": [],
+    }  # fmt: skip
+    return Report(facts, composed.equations[0])
+
+
+def _sizes(n: int | None, k: int | None, equation: Equation) -> tuple[tuple[Dim, Dim], str]:
+    if n is not None and k is not None:
+        return (n, k), ""
+    if isinstance(equation.n, int):
+        return (equation.n, equation.k), f"the equation needs numbers for its sizes: shown at {equation.n} x {equation.k}"
+    open_n, open_k = symbols()
+    size = f"choices are made at n = k = {REPRESENTATIVE}"
+    return (n if n is not None else open_n, k if k is not None else open_k), size
+
+
+def _show(amount: Any, bindings: Mapping[Any, int]) -> Any:
+    if isinstance(amount, sympy.Expr):
+        amount = amount.xreplace(dict(bindings))
+        return int(amount) if amount.is_number else str(sympy.factor_terms(sympy.expand(amount)))
+    return int(amount)
+
+
+def _exact(d: Dim) -> Any:
+    return sympy.Integer(d) if isinstance(d, int) else d
+
+
+def _costs(chosen: Plan, rows: Dim, cols: Dim, bindings: Mapping[Any, int]) -> dict[str, Any]:
+    forward, backward = (total(steps, _exact) for steps in (chosen.forward, chosen.backward))
+    base = 2 * TOKENS * _exact(rows) * _exact(cols)
+    return {
+        "base": _show(base, bindings),
+        "forward": _show(sympy.sympify(forward.flops), bindings),
+        "backward": _show(sympy.sympify(backward.flops), bindings),
+        "forward over base": _ratio(forward.gemm, base, bindings),
+        "backward over base": _ratio(backward.gemm, base, bindings),
+    }
+
+
+def _ratio(flops: Any, base: Any, bindings: Mapping[Any, int]) -> Any:
+    ratio = sympy.simplify(sympy.sympify(flops) / base).xreplace(dict(bindings))
+    return round(float(ratio), 4) if ratio.is_number else str(sympy.expand(ratio))
+
+
+def kept(chosen: Plan, arguments: Any, dtype: str, bindings: Mapping[Any, int], mode: str = "train") -> dict[str, Any]:
+    """What stays alive from forward to backward beside parameters and buffers: tensors, bytes, reasons."""
+    leaf_dtype = dtype if dtype in ("float32", "float64") else "float32"
+    given = {a: dtype if a.role in ("token", "weight", "bias") else leaf_dtype for a in arguments if a.kind == "real"}
+    types = Types(dtype, wide(list(given.values())), {**given, **{a: "int64" for a in arguments if a.kind == "integer"}})
+    entries = []
+    if mode == "train":
+        for e in chosen.inputs:
+            if e.role == "token":
+                users = [leaf.name for leaf, g in chosen.gradients if _reads(g, e)]
+                entries.append(_kept(e, dtype, f"for the gradients of {', '.join(users)}; as it came, not copied", bindings))
+        entries += [_kept(k.node, types[k.node], k.reason, bindings) for k in chosen.kept]
+    amount = sum((e["_exact"] for e in entries), sympy.Integer(0))
+    x = next(a for a in arguments if a.role == "token")
+    whole = sympy.sympify(count(x.dims)) * BYTES[dtype]
+    for e in entries:
+        del e["_exact"]
+    return {
+        "tensors": entries,
+        "bytes": _show(amount, bindings),
+        "over x": _ratio(amount, whole, bindings),
+    }
+
+
+def _reads(g: Expr, leaf: Leaf) -> bool:
+    return leaf in set(postorder(g))
+
+
+def _kept(e: Expr, dtype: str, reason: str, bindings: Mapping[Any, int]) -> dict[str, Any]:
+    amount = sympy.sympify(count(e.dims)) * BYTES[dtype]
+    return {
+        "tensor": brief(e, 48), "shape": [str(d) for d in e.dims], "dtype": dtype,
+        "bytes": _show(amount, bindings), "reason": reason, "_exact": amount,
+    }  # fmt: skip
+
+
+def _steps(chosen: Plan) -> list[tuple[str, Expr]]:
+    both = [("forward", e) for e in chosen.forward] + [("backward", e) for e in chosen.backward]
+    return [(way, e) for way, e in both if not (is_view(e) or _folded(e))]
+
+
+def _folded(e: Expr) -> bool:
+    """Steps without work of their own: axes in another order, repeated entries, numbers that go into a product."""
+    return isinstance(e, (Broadcast, Scale)) or (isinstance(e, Contract) and len(e.operands) == 1)
+
+
+def _side(e: Expr) -> str:
+    return "tokens" if has_rows(e) else "gradients" if depends_on_tokens(e) else "parameters"
+
+
+def _step(e: Expr, way: str, chosen: Plan, bindings: Mapping[Any, int]) -> dict[str, Any]:
+    return {
+        "way": way, "step": type(e).__name__, "value": brief(e, 56), "shape": [str(d) for d in e.dims],
+        "flops": _show(sympy.sympify(cost(e, _exact).flops), bindings),
+        "side": _side(e),
+    }  # fmt: skip
+
+
+def _rivals(chosen: Plan) -> list[dict[str, Any]]:
+    found = sorted(itertools.islice(candidates(chosen.task), CONSIDERED), key=lambda p: p.seconds)
+    rows = []
+    for p in found:
+        form = {brief(c.where, 40): c.chosen for c in p.choices}
+        rows.append({"predicted seconds": p.seconds, "form": form, "chosen": p.choices == chosen.choices})
+    return rows
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for c in columns:
+        table.add_column(c, justify="right" if c in ("flops", "bytes", "over the base product") else "left")
+    return table
+
+
+def _cost_table(f: Mapping[str, Any]) -> Table:
+    table = _table("FLOPs", "", "flops", "over the base product")
+    c = f["cost"]
+    table.add_row("base product x W^T", _big(c["base"]), "1")
+    table.add_row("forward", _big(c["forward"]), str(c["forward over base"]))
+    table.add_row("backward", _big(c["backward"]), str(c["backward over base"]))
+    return table
+
+
+def _kept_table(f: Mapping[str, Any]) -> Table:
+    k = f["kept"]
+    table = _table(f"\nKept for backward: {_big(k['bytes'])} bytes, {k['over x']} x the bytes of x", "tensor", "shape", "dtype", "bytes", "why")
+    for e in k["tensors"]:
+        table.add_row(e["tensor"], _shape(e["shape"]), e["dtype"], _big(e["bytes"]), e["reason"])
+    return table
+
+
+def _step_table(f: Mapping[str, Any]) -> Table:
+    table = _table("\nPlan", "#", "way", "step", "shape", "flops", "side", "value")
+    for number, s in enumerate(f["steps"], 1):
+        table.add_row(str(number), s["way"], s["step"], _shape(s["shape"]), _big(s["flops"]), s["side"], s["value"])
+    return table
+
+
+def _choice_table(f: Mapping[str, Any]) -> Table:
+    table = _table("\nChoices", "where", "chosen", "from")
+    for c in f["choices"]:
+        table.add_row(c["where"], c["chosen"], ", ".join(c["options"]))
+    return table
+
+
+def _rivals_table(f: Mapping[str, Any]) -> Table:
+    every = f["candidates"]
+    table = _table(f"\nCandidates: {min(SHOWN, len(every))} of {len(every)} considered, by predicted time", "seconds", "form")
+    for r in every[:SHOWN]:
+        mark = " (chosen)" if r["chosen"] else ""
+        table.add_row(f"{r['predicted seconds']:.3g}", "; ".join(f"{k}: {v}" for k, v in r["form"].items()) + mark)
+    return table
+
+
+def _shape(shape: list[str]) -> str:
+    return f"({', '.join(shape)})"
+
+
+def _big(amount: Any) -> str:
+    return f"{amount:,}" if isinstance(amount, int) else str(amount)

@@ -1,0 +1,445 @@
+"""The contract of an adapter, one function a law. `adaptc.verify` runs them; the test-suite runs them on the catalogue."""
+
+from __future__ import annotations
+
+import copy
+import io
+import itertools
+import pickle
+import random
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adaptc.errors import AdaptcError, LawError, MergeError, ShapeError
+from adaptc.explain import kept as kept_report
+from adaptc.ir.dims import TOKENS
+from adaptc.ir.expand import expand
+from adaptc.ir.expr import Expr, postorder
+from adaptc.ir.matrix import MatMul, Transpose
+from adaptc.ir.operator import AbstractOperator
+from adaptc.ir.printer import brief
+from adaptc.ir.prims import Add, Contract, Leaf, Scale
+from adaptc.language import Adapter
+from adaptc.nn.files import load, save
+from adaptc.nn.inject import disabled, inject, merge, unmerge
+from adaptc.nn.linear import AdaptedLinear
+from adaptc.plan.search import candidates
+from adaptc.runtime.program import Apply, assemble, task_of
+from adaptc.runtime.reference import Evaluator
+
+EXACT = 1e-9  # relative, in float64: far above rounding, far below a wrong term
+PLANS = 64
+
+
+@dataclass
+class Case:
+    """One adapter at one size, with its trained leaves moved away from their initial values."""
+
+    adapter: Adapter
+    n: int
+    k: int
+    m: int = 5
+    seed: int = 0
+    layer: AdaptedLinear = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.layer = self.make()
+
+    def base(self, dtype: torch.dtype = torch.float64, bias: bool = True) -> nn.Linear:
+        """A plain layer with known weights."""
+        torch.manual_seed(self.seed)
+        return nn.Linear(self.k, self.n, bias=bias, dtype=dtype).requires_grad_(False)
+
+    def make(self, dtype: torch.dtype = torch.float64, moved: bool = True, bias: bool = True) -> AdaptedLinear:
+        """The adapted layer."""
+        layer = AdaptedLinear(self.base(dtype, bias), self.adapter)
+        if moved:
+            move(layer, self.seed)
+        return layer
+
+    def x(self, *lead: int, dtype: torch.dtype = torch.float64) -> Tensor:
+        """Tokens."""
+        generator = torch.Generator().manual_seed(self.seed + 1)
+        return torch.randn(*(lead or (self.m,)), self.k, generator=generator, dtype=torch.float64).to(dtype)
+
+    def __str__(self) -> str:
+        return f"{self.adapter} at n = {self.n}, k = {self.k}, m = {self.m}"
+
+
+def move(layer: nn.Module, seed: int) -> None:
+    """Add noise to every trained leaf, so that no law is tested at the identity alone."""
+    generator = torch.Generator().manual_seed(seed + 2)
+    with torch.no_grad():
+        for p in layer.parameters():
+            if p.requires_grad:
+                p.add_(0.2 * torch.randn(p.shape, generator=generator).to(p.device, p.dtype))
+
+
+def need(law: str, holds: bool, message: Callable[[], str]) -> None:
+    """Raise LawError unless the law holds."""
+    if not holds:
+        raise LawError(law, message())
+
+
+def close(law: str, got: Tensor, want: Tensor, what: str, floor: float = 0.0) -> None:
+    """Relative agreement in the Frobenius norm; floor: the size below which a value counts as zero."""
+    need(law, got.shape == want.shape, lambda: f"{what} has shape {tuple(got.shape)}, wanted {tuple(want.shape)}")
+    if not want.numel():
+        return
+    error = (got - want).detach().to(torch.float64).abs()
+    scale = max(float(want.detach().to(torch.float64).norm()), floor, 1e-30)
+
+    def message() -> str:
+        at = tuple(int(i) for i in torch.unravel_index(error.nan_to_num(nan=float("inf")).argmax(), error.shape))
+        return (
+            f"{what} is off by {float(error.norm()) / scale:.3g} relative; at {at} it is {got[at].item():.6g}, "
+            f"should be {want[at].item():.6g}"
+        )
+
+    need(law, float(error.norm()) <= EXACT * scale, message)
+
+
+def oracle(case: Case, layer: AdaptedLinear, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """y by the dense definition, and the tensors it was computed from, in the order of the program's arguments."""
+    composed = layer.stack()
+    values = [x, *layer.tensors()]
+    evaluate = Evaluator(dict(zip(composed.arguments, values, strict=True)), torch.float64, rows=x.shape[0])
+    return evaluate(composed.output), values
+
+
+def _compare(law: str, got: Sequence[Tensor], want: Sequence[Tensor], wrt: Sequence[Tensor], size: Tensor, what: str) -> None:
+    """Gradients agree; one that vanishes is measured against |gy| |y| / |leaf|, a thousandth of which counts as zero."""
+    for g, w, t in zip(got, want, wrt, strict=True):
+        close(law, g, w, what.format(tuple(t.shape)), 1e-3 * float(size / t.detach().norm().clamp(min=1e-30)))
+
+
+def _gradients(y: Tensor, wrt: Sequence[Tensor], gy: Tensor) -> list[Tensor]:
+    found = torch.autograd.grad(y, wrt, gy, allow_unused=True)
+    return [torch.zeros_like(t) if g is None else g for g, t in zip(found, wrt, strict=True)]
+
+
+# ------------------------------------------------------------------------------------------------ the laws
+
+
+def operators(case: Case) -> None:
+    """Each operator's `apply` and `as_matrix` agree with its definition."""
+    layer = case.layer
+    composed = layer.stack()
+    leaves = dict(zip(composed.arguments, [case.x(), *layer.tensors()], strict=True))
+    for e in postorder(composed.output):
+        if not isinstance(e, AbstractOperator) or e.kind == "complex":
+            continue
+        want = Evaluator(leaves, torch.float64, rows=case.m)(e).detach()
+        name = f"operator {e.name}"
+        dense = Evaluator(leaves, torch.float64, rows=case.m)(expand(e, lambda site: "dense")).detach()
+        close(name, dense, want, f"as_matrix of {brief(e)}")
+        if e.ndim == 2:
+            v = Leaf("v", (TOKENS, e.dims[1]), "token")
+            tokens = torch.randn(case.m, want.shape[1], dtype=torch.float64)
+            applied = expand(e.apply(v))
+            got = Evaluator({**leaves, v: tokens}, torch.float64, rows=case.m)(applied)
+            close(name, got.detach(), tokens @ want.T, f"apply of {brief(e)}")
+
+
+def shapes(case: Case) -> None:
+    """Wrong sizes raise ShapeError naming both; results have the shapes the symbols say."""
+    wrong = torch.zeros(2, case.k + 1, dtype=torch.float64)
+    try:
+        case.layer(wrong)
+    except ShapeError as error:
+        named = str(case.k) in str(error) and str(case.k + 1) in str(error)
+        need("shapes", named, lambda: f"the error does not name both sizes: {error}")
+    else:
+        raise LawError("shapes", f"x with rows of {case.k + 1} was accepted by a layer that takes {case.k}")
+    y = case.layer(case.x())
+    need("shapes", y.shape == (case.m, case.n), lambda: f"y is {tuple(y.shape)}, wanted {(case.m, case.n)}")
+
+
+def forward(case: Case) -> None:
+    """layer(x) = the dense definition = x @ adapted_weight.T + adapted_bias, float64."""
+    x = case.x()
+    y = case.layer(x)
+    want, _ = oracle(case, case.layer, x)
+    close("forward", y, want, "y")
+    if case.layer.stack().weight is not None:
+        bias = case.layer.adapted_bias()
+        dense = x @ case.layer.adapted_weight().T + (bias if bias is not None else 0)
+        close("forward", y, dense, "y against x @ adapted_weight().T + adapted_bias()")
+
+
+def gradients(case: Case) -> None:
+    """Gradients of x, W, bias and every parameter = autograd through the dense definition, float64."""
+    layer = case.make()
+    for p in (layer.weight, layer.bias):
+        assert p is not None
+        p.requires_grad_()
+    x = case.x().requires_grad_()
+    gy = torch.randn(case.m, case.n, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
+    want_y, tensors = oracle(case, layer, x)
+    wrt = [t for t in tensors if t.requires_grad]
+    names = [a.name for a, t in zip(layer.stack().arguments, tensors, strict=True) if t.requires_grad]
+    got = _gradients(layer(x), wrt, gy)
+    size = (gy.norm() * want_y.norm()).detach()
+    for name, *triple in zip(names, got, _gradients(want_y, wrt, gy), wrt, strict=True):
+        _compare("gradients", *([t] for t in triple), size, f"the gradient of {name} {{}}")
+
+
+def plans(case: Case) -> None:
+    """Every candidate plan gives the same y and gradients, not only the chosen one (64 drawn where there are more)."""
+    layer, x = case.layer, case.x().requires_grad_()
+    composed, tensors = layer.stack(), layer.tensors()
+    wants = tuple(t.requires_grad for t in (x, *tensors))
+    dtypes = tuple(str(t.dtype).removeprefix("torch.") for t in (x, *tensors))
+    gy = torch.randn(case.m, case.n, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
+    want_y, values = oracle(case, layer, x)
+    wrt = [t for t in values if t.requires_grad]
+    want = _gradients(want_y, wrt, gy)
+    every = list(itertools.islice(candidates(task_of(composed, wants, "cpu")), 4 * PLANS))
+    if len(every) > PLANS:
+        every = random.Random(case.seed).sample(every, PLANS)
+    for p in every:
+        program = assemble(p, composed, dtypes)
+        y = Apply.apply(program, x, *tensors)
+        form = "; ".join(f"{brief(c.where, 40)}: {c.chosen}" for c in p.choices)
+        close("plans", y, want_y, f"y under the plan [{form}] (drawn with seed {case.seed})")
+        what = "a gradient {} under the plan [" + form.replace("{", "").replace("}", "") + "]"
+        _compare("plans", _gradients(y, wrt, gy), want, wrt, (gy.norm() * want_y.norm()).detach(), what)
+
+
+def precision(case: Case) -> None:
+    """float32 and bfloat16: error at most twice plain torch's, plus 2 eps |x| (|W| + |terms|)^T."""
+    for dtype in (torch.float32, torch.bfloat16):
+        layer = case.make(dtype)
+        x = case.x(dtype=dtype)
+        composed, tensors = layer.stack(), layer.tensors()
+        wide = [t.to(torch.float64) if t.is_floating_point() else t for t in (x, *tensors)]
+        leaves = dict(zip(composed.arguments, wide, strict=True))
+        exact = Evaluator(leaves, torch.float64, rows=case.m)
+        y64 = exact(composed.output).detach()
+        plain = _plain(layer, x)
+        largest = _absolute(composed.output, exact)
+        bound = 2 * (plain - y64).norm() + 2 * torch.finfo(dtype).eps * largest.norm()
+        got = layer(x).detach().to(torch.float64)
+        error = (got - y64).norm()
+        need(
+            "precision",
+            bool(error <= bound),
+            lambda: f"in {dtype} y is off by {float(error):.3g}, the bound is {float(bound):.3g}",  # noqa: B023
+        )
+
+
+@torch.no_grad()
+def _plain(layer: AdaptedLinear, x: Tensor) -> Tensor:
+    """Plain torch: the dense W' in float32, rounded once to x's dtype, then F.linear; an output form in x's dtype."""
+    composed, tensors = layer.stack(), layer.tensors()
+    values = [t.to(torch.float32) if t.is_floating_point() else t for t in (x, *tensors)]
+    evaluate = Evaluator(dict(zip(composed.arguments, values, strict=True)), torch.float32, rows=x.shape[0])
+    if composed.weight is None:
+        return evaluate(composed.output).to(x.dtype).to(torch.float64)
+    assert composed.bias is not None
+    weight, bias = evaluate(composed.weight).to(x.dtype), evaluate(composed.bias).to(x.dtype)
+    return nn.functional.linear(x, weight, bias).to(torch.float64)
+
+
+def _absolute(e: Expr, exact: Evaluator) -> Tensor:
+    """|x| (|W| + |terms|)^T: sums, products and numbers by absolute values, everything else by its absolute value."""
+    def go(node: Expr) -> Tensor:
+        match node:
+            case Add():
+                return torch.stack([go(t) for t in node.terms]).sum(0)
+            case Scale():
+                return abs(float(node.factor)) * go(node.x)
+            case MatMul():
+                return go(node.A) @ go(node.B)
+            case Transpose():
+                return go(node.A).mT
+            case Contract():
+                return torch.einsum(node.spec, *map(go, node.operands))
+            case _:
+                return exact(node).detach().abs()
+
+    return go(e)
+
+
+def identity(case: Case) -> None:
+    """On the bare base, attaching changes nothing unless the method says identity=False."""
+    if not case.adapter.method.identity:
+        return
+    layer, x = case.make(moved=False), case.x()
+    close("identity", layer(x), case.base()(x), "y just after attaching")
+
+
+def merging(case: Case) -> None:
+    """Merged forward = forward; unmerge restores the weights bit for bit; an output form refuses."""
+    model = nn.Sequential(case.base(), nn.Tanh())
+    before = copy.deepcopy(model.state_dict())
+    inject(model, case.adapter, ["0"])
+    move(model, case.seed)
+    x = case.x()
+    y = model(x).detach()
+    layer = model[0]
+    assert isinstance(layer, AdaptedLinear)
+    if layer.stack().weight is None:
+        try:
+            merge(model)
+        except MergeError:
+            return
+        raise LawError("merging", "an output form was merged")
+    merge(model)
+    close("merging", model(x).detach(), y, "y after merging")
+    with disabled(model):
+        plain = nn.Linear(case.k, case.n, dtype=torch.float64)
+        plain.load_state_dict({"weight": before["0.weight"], "bias": before["0.bias"]})
+        need("merging", torch.equal(model[0](x), plain(x)), lambda: "a merged, disabled layer is not the original")
+    unmerge(model)
+    after = model.state_dict()
+    for key, value in before.items():
+        need("merging", torch.equal(after[key], value), lambda: f"{key} is not restored bit for bit")  # noqa: B023
+
+
+def pairs(case: Case) -> None:
+    """Two adapters on one layer: forward = merged forward, in both orders."""
+    from adaptc.methods.low_rank import lora
+
+    other = lora(r=2)
+    for first, second in ((case.adapter, other), (other, case.adapter), (case.adapter, case.adapter)):
+        layer = AdaptedLinear(case.base(), first, name="first")
+        model = nn.Sequential(layer)
+        try:
+            inject(model, second, ["0"], name="second")
+        except AdaptcError:
+            output = [a.trace(case.n, case.k).is_output_form for a in (first, second)]
+            need("pairs", output == [True, False], lambda: f"{first} then {second} was refused")  # noqa: B023
+            continue
+        move(model, case.seed)
+        x = case.x()
+        y = layer(x)
+        want, _ = oracle(case, layer, x)
+        close("pairs", y, want, f"y of {first} then {second}")
+        if layer.stack().weight is not None:
+            layer.merge()
+            close("pairs", layer(x), y, f"merged y of {first} then {second}")
+
+
+def round_trips(case: Case) -> None:
+    """save, load, pickle, deepcopy, state_dict and to(dtype) give the same layer."""
+    model = nn.Sequential(case.base())
+    inject(model, case.adapter, ["0"])
+    move(model, case.seed)
+    x = case.x()
+    y = model(x).detach()
+    with tempfile.TemporaryDirectory() as folder:
+        save(model, folder)
+        loaded = load(nn.Sequential(case.base()), folder)
+    copies = {"save and load": loaded, "deepcopy": copy.deepcopy(model), "pickle": _pickled(model)}
+    fresh = nn.Sequential(case.base())
+    inject(fresh, case.adapter, ["0"])
+    fresh.load_state_dict(model.state_dict(), strict=True)
+    copies["state_dict"] = fresh
+    copies["to"] = copy.deepcopy(model).to(torch.device("cpu"), torch.float64)
+    for way, other in copies.items():
+        close("round trips", other(x).detach(), y, f"y after {way}")
+        for key, value in model.state_dict().items():
+            same = torch.equal(other.state_dict()[key], value)
+            need("round trips", same, lambda: f"{way} changes {key}")  # noqa: B023
+
+
+def _pickled(model: nn.Module) -> nn.Module:
+    buffer = io.BytesIO()
+    try:
+        pickle.dump(model, buffer)
+    except (pickle.PicklingError, AttributeError) as error:  # a method of a file that is no importable module
+        return copy.deepcopy(model) if "import" in str(error) or "not found" in str(error) else _fail(error)
+    buffer.seek(0)
+    result: nn.Module = pickle.load(buffer)
+    return result
+
+
+def _fail(error: Exception) -> Any:
+    raise LawError("round trips", f"pickle fails: {error}") from error
+
+
+def kept(case: Case) -> None:
+    """Bytes kept for backward = what explain says, by saved-tensor hooks and by tensors alive after forward."""
+    for dtype in (torch.float32, torch.bfloat16):
+        layer = case.make(dtype)
+        x = case.x(dtype=dtype).requires_grad_()
+        ours = {t.untyped_storage().data_ptr() for t in (*layer.parameters(), *layer.buffers())}
+        seen: dict[int, Tensor] = {}
+
+        def pack(t: Tensor) -> Tensor:
+            seen[t.untyped_storage().data_ptr()] = t  # noqa: B023
+            return t
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            y = layer(x)
+        measured = sum(t.untyped_storage().nbytes() for at, t in seen.items() if at not in ours)
+        composed = layer.stack()
+        wants = tuple(t.requires_grad for t in (x, *layer.tensors()))
+        program = layer._programs[next(iter(layer._programs))]
+        said = kept_report(program.plan, composed.arguments, str(dtype).removeprefix("torch."), {TOKENS: case.m})
+        need(
+            "kept bytes",
+            measured == said["bytes"],
+            lambda: f"{measured} bytes are kept in {dtype}, explain says {said['bytes']} (gradients wanted: {wants})",  # noqa: B023
+        )
+        del y
+
+
+def inputs(case: Case) -> None:
+    """0 tokens, one token, 3-D and 4-D x, non-contiguous x and gradient: the same as row by row."""
+    layer = case.layer
+    for lead in ((0,), (1,), (2, 3), (2, 1, 3), (2, 0)):
+        x = case.x(*lead).requires_grad_()
+        y = layer(x)
+        need("inputs", y.shape == (*lead, case.n), lambda: f"x {tuple(x.shape)} gives y {tuple(y.shape)}")  # noqa: B023
+        want, _ = oracle(case, layer, x.reshape(-1, case.k))
+        close("inputs", y.reshape(-1, case.n), want, f"y for x {tuple(x.shape)}")
+        y.sum().backward()
+        assert x.grad is not None
+        need("inputs", x.grad.shape == x.shape, lambda: "the gradient of x has another shape")
+    strided = case.x(case.k, 3)[:, :, : case.k].transpose(0, 1)[:, :, ::1].mT.contiguous().mT.requires_grad_()
+    other = strided.detach().clone(memory_format=torch.contiguous_format).requires_grad_()
+    gy = torch.randn(case.n, *strided.shape[:-1], dtype=torch.float64).movedim(0, -1)
+    close("inputs", layer(strided), layer(other), "y for a non-contiguous x")
+    got, want = (_gradients(layer(t), [t], gy)[0] for t in (strided, other))
+    close("inputs", got, want, "the gradient of a non-contiguous x")
+
+
+def deterministic(case: Case) -> None:
+    """Two runs give identical bits, two builds identical source."""
+    x = case.x()
+    need("deterministic", torch.equal(case.layer(x), case.layer(x)), lambda: "two runs of one layer differ")
+    texts = []
+    for _ in range(2):
+        layer = case.make()
+        composed, tensors = layer.stack(), layer.tensors()
+        wants = (True, *(t.requires_grad for t in tensors))
+        dtypes = ("float64", *(str(t.dtype).removeprefix("torch.") for t in tensors))
+        first = next(candidates(task_of(composed, wants, "cpu")))
+        program = assemble(first, composed, dtypes)
+        texts.append(program.forward_source.text + (program.backward_source.text if program.backward_source else ""))
+    need("deterministic", texts[0] == texts[1], lambda: "two builds give different source")
+
+
+LAWS: dict[str, Callable[[Case], None]] = {
+    "operators": operators,
+    "shapes": shapes,
+    "forward": forward,
+    "gradients": gradients,
+    "plans": plans,
+    "precision": precision,
+    "identity": identity,
+    "merging": merging,
+    "pairs": pairs,
+    "round trips": round_trips,
+    "kept bytes": kept,
+    "inputs": inputs,
+    "deterministic": deterministic,
+}
+"""The contract, in the order in which it is checked: what the others rest on comes first."""

@@ -1,0 +1,109 @@
+"""`verify`: the whole contract on one adapter, at the sizes its equation takes."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from adaptc.errors import AdaptcError, LawError
+from adaptc.language import Adapter, Method
+from adaptc.laws import LAWS, Case
+from adaptc.runtime.attach import Wholes, attach
+
+SIZES = (
+    (1, 1), (1, 4), (5, 3), (7, 13), (8, 12), (12, 8), (24, 16), (16, 24), (32, 48), (64, 32), (96, 64), (64, 128),
+    (192, 128), (128, 256), (512, 256),
+)  # fmt: skip
+"""Outputs and inputs: rectangular, prime, one-sized; growing, for methods that ask for multiples of a block."""
+WANTED = 4
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The laws that held, and where."""
+
+    adapter: Adapter
+    sizes: tuple[tuple[int, int], ...]
+    laws: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return {"adapter": repr(self.adapter), "sizes": [list(s) for s in self.sizes], "laws": list(self.laws), "passed": True}
+
+    def __str__(self) -> str:
+        console = Console(width=100, highlight=False)
+        with console.capture() as capture:
+            console.print(self)
+        return capture.get()
+
+    def __rich__(self) -> Table:
+        where = ", ".join(f"{n} x {k}" for n, k in self.sizes)
+        table = Table(title=f"{self.adapter}: every law holds at {where}", title_justify="left", box=None)
+        table.add_column("law")
+        table.add_column("says")
+        for law in self.laws:
+            table.add_row(law, (inspect.getdoc(LAWS[law]) or "").split("\n")[0])
+        return table
+
+
+def verify(adapter: Adapter | Method, n: int | None = None, k: int | None = None) -> Verdict:
+    """Hold an adapter to the contract, smallest size first.
+
+    n, k: one size to check instead of the usual ones. Raises: LawError naming the law that failed, with the smallest
+    failing example; the equation's own error where it accepts no size.
+    """
+    bound = adapter() if isinstance(adapter, Method) else adapter
+    sizes = [(n, k)] if n is not None and k is not None else list(accepted(bound))
+    if len(sizes) == 1:
+        trial(bound, *sizes[0])
+    state = torch.random.get_rng_state()
+    try:
+        for size in sizes:
+            _check(bound, *size)
+    finally:
+        torch.random.set_rng_state(state)
+    return Verdict(bound, tuple(sizes), tuple(LAWS))
+
+
+def _check(adapter: Adapter, n: int, k: int) -> None:
+    for law, check in LAWS.items():
+        for m in (1, 5) if law == "forward" else (5,):
+            try:
+                check(Case(adapter, n, k, m))
+            except LawError as error:
+                raise LawError(error.law, f"{adapter} at n = {n}, k = {k}, m = {m}: {error}") from error
+            except AdaptcError as error:
+                raise LawError(law, f"{adapter} at n = {n}, k = {k}, m = {m} raises {type(error).__name__}: {error}") from error
+
+
+def trial(adapter: Adapter, n: int, k: int) -> None:
+    """Trace and attach at one size; raises what the equation raises."""
+    equation = adapter.trace(n, k)
+    wholes = Wholes()
+    wholes.grow(equation)
+    attach(equation, torch.ones(n, k), wholes)
+
+
+def accepted(adapter: Adapter) -> Iterator[tuple[int, int]]:
+    """The sizes to check: the smallest that the equation takes, rectangular both ways where it can."""
+    found: list[tuple[int, int]] = []
+    last: Exception | None = None
+    for n, k in SIZES:
+        try:
+            trial(adapter, n, k)
+        except (AdaptcError, RuntimeError, ValueError) as error:
+            last = error
+            continue
+        found.append((n, k))
+        if len(found) >= WANTED and {a > b for a, b in found if a != b} == {True, False}:
+            break
+    if not found:
+        assert last is not None
+        raise last
+    yield from found

@@ -1,0 +1,20 @@
+"""One core, checks between stages, and the same draws in every run."""
+
+import os
+
+os.environ["ADAPTC_VERIFY"] = "1"  # before adaptc reads it
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import hypothesis
+import pytest
+import torch
+
+torch.set_num_threads(1)
+hypothesis.settings.register_profile("adaptc", derandomize=True, deadline=None, max_examples=40)
+hypothesis.settings.load_profile("adaptc")
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """Every test draws from the same start."""
+    torch.manual_seed(0)
