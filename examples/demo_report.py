@@ -56,7 +56,7 @@ def _table(rows: list[Row]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for key, (heading, _) in COLUMNS.items():
         text = isinstance(rows[0][key], str)
-        table.add_column(heading, justify="left" if text else "right", no_wrap=key != "equation")
+        table.add_column(heading, justify="left" if text else "right", overflow="fold")
     for row in rows:
         table.add_row(*(show(row[key]) for key, (_, show) in COLUMNS.items()))
     return table
@@ -73,7 +73,7 @@ def _figure(rows: list[Row]) -> Figure:
             axis.bar_label(bars, labels=[show(row[key]) for row in rows], padding=2)
             bars.set_label(heading.replace("\n", " "))
         axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
-        axis.margins(x=0.25)
+        axis.margins(x=0.35)
         axis.xaxis.set_visible(False)
     figure.axes[0].invert_yaxis()  # the order of the table
     return figure

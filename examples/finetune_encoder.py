@@ -29,8 +29,8 @@ METHODS = {  # name: adapter, its learning rate
     "head": (None, 0.0),
     "lora": (lora(r=8, alpha=16.0), 2e-3),
     "vera": (vera(r=128), 1e-2),
-    "lokr": (lokr(r=8, alpha=8.0), 2e-3),
-    "boft": (boft(b=4, stages=2), 2e-3),
+    "lokr": (lokr(r=8, alpha=8.0), 5e-3),
+    "boft": (boft(b=8, stages=2), 2e-3),
     "fourierft": (fourierft(m=1000, alpha=150.0), 5e-2),
     "hra": (hra(r=8), 5e-3),
 }
@@ -133,7 +133,13 @@ def run(
 @click.option("--model", type=Path, help="Folder of an encoder; none: all-MiniLM-L6-v2.")
 @click.option("--data", type=Path, help="CSV with columns text and label; none: docstrings.")
 @click.option("--methods", default=",".join(METHODS), show_default=True)
-@click.option("--passes", default=3, show_default=True, help="Passes over the training texts.")
+@click.option(
+    "--passes",
+    type=click.IntRange(1),
+    default=3,
+    show_default=True,
+    help="Passes over the training texts.",
+)
 @click.option("--out", type=Path, default="demo-output", show_default=True, help="Folder to fill.")
 @click.option("--seed", default=0, show_default=True, help="Of split, initial values and order.")
 def main(methods: str, **options: Any) -> None:

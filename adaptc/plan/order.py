@@ -34,6 +34,12 @@ class Orders:
     size: Callable[[Dim], int]
     pick: PickOrder = lambda node, count: 0
     known: dict[Name, Expr] = field(default_factory=dict)
+    sets: set[tuple[Expr, ...]] = field(default_factory=set)
+
+    def remember(self, name: Name, tree: Expr) -> Expr:
+        """Know a value by its canonical name; the first stays."""
+        self.sets.add(name[1])
+        return self.known.setdefault(name, tree)
 
     def order(self, root: Expr) -> Expr:
         """Every contraction below root as products of two."""
@@ -47,7 +53,7 @@ class Orders:
             search = _Search(self, node)
             roots = search.roots() if len(node.operands) > 2 else [(0.0, 1, 2)]
             at = self.pick(node, len(roots)) if len(roots) > 1 else 0
-            self.known[name] = search.finish(roots[min(at, len(roots) - 1)])
+            return self.remember(name, search.finish(roots[min(at, len(roots) - 1)]))
         return self.known[name]
 
 
@@ -64,10 +70,10 @@ class _Search:
         self.operands = [op for _, op in pairs]
         self.sizes = {c: orders.size(d) for t, op in pairs for c, d in zip(t, op.dims, strict=True)}
         self.tokens = {c for t, op in pairs for c, d in zip(t, op.dims, strict=True) if d == TOKENS}
-        self.best: dict[int, tuple[float, Expr, str]] = {}
+        self.cost: dict[int, float] = {1 << j: 0.0 for j in range(len(pairs))}
         self.parts: dict[int, tuple[int, int]] = {}
-        for j, (t, op) in enumerate(pairs):
-            self.best[1 << j] = (0.0, op, t)
+        self.trees: dict[int, Expr] = {1 << j: op for j, op in enumerate(self.operands)}
+        self.outs: dict[int, str] = {1 << j: t for j, t in enumerate(self.letters)}
 
     @cached_property
     def full(self) -> int:
@@ -86,25 +92,31 @@ class _Search:
         picked = [j for j in range(len(self.operands)) if mask >> j & 1]
         return spell([self.letters[j] for j in picked], out), tuple(self.operands[j] for j in picked)
 
-    def solve(self, mask: int) -> tuple[float, Expr, str]:
-        """The cheapest way to a subset: seconds, tree, letters."""
-        if mask not in self.best:
-            out = self.kept(mask)
-            name = self.canonical(mask, out)
-            if name in self.orders.known:
-                self.best[mask] = (0.0, self.orders.known[name], out)
-            else:
-                seconds, left, right = min(self.splits(mask, out), key=lambda s: s[0])
-                self.best[mask] = (seconds, self.join(left, right, out), out)
-                self.parts[mask] = (left, right)
-        return self.best[mask]
+    def known(self, mask: int) -> Expr | None:
+        """The value of a subset, if another contraction of the task has it."""
+        picked = tuple(op for j, op in enumerate(self.operands) if mask >> j & 1)
+        if picked not in self.orders.sets:
+            return None
+        return self.orders.known.get(self.canonical(mask, self.kept(mask)))
 
-    def remember(self, mask: int) -> None:
-        """What the chosen tree computes on the way is known to later contractions."""
-        if mask in self.parts:
-            self.orders.known.setdefault(self.canonical(mask, self.kept(mask)), self.best[mask][1])
-            for part in self.parts[mask]:
-                self.remember(part)
+    def solve(self, mask: int) -> float:
+        """The seconds of the cheapest way to a subset."""
+        if mask not in self.cost:
+            self.outs[mask] = out = self.kept(mask)
+            tree = self.known(mask)
+            if tree is not None:
+                self.cost[mask], self.trees[mask] = 0.0, tree
+            else:
+                self.cost[mask], *split = min(self.splits(mask, out))
+                self.parts[mask] = (split[0], split[1])
+        return self.cost[mask]
+
+    def tree(self, mask: int) -> Expr:
+        """The value of a subset as products of two; what it computes on the way is known from now on."""
+        if mask not in self.trees:
+            tree = self.join(*self.parts[mask], self.outs[mask])
+            self.trees[mask] = self.orders.remember(self.canonical(mask, self.outs[mask]), tree)
+        return self.trees[mask]
 
     def splits(self, mask: int, out: str) -> list[tuple[float, int, int]]:
         """Every way to make a subset of two."""
@@ -113,8 +125,8 @@ class _Search:
         while part:
             other = mask ^ part
             if part > other:
-                a, b = self.solve(part), self.solve(other)
-                found.append((a[0] + b[0] + self.seconds(a[2], b[2], out), part, other))
+                before = self.solve(part) + self.solve(other)
+                found.append((before + self.seconds(self.outs[part], self.outs[other], out), part, other))
             part = (part - 1) & mask
         return found
 
@@ -133,28 +145,25 @@ class _Search:
 
     def join(self, left: int, right: int, out: str) -> Expr:
         """The product of two subsets, operands in a stable order."""
-        (_, a, la), (_, b, lb) = self.solve(left), self.solve(right)
+        a, la, b, lb = self.tree(left), self.outs[left], self.tree(right), self.outs[right]
         if (b.digest, lb) < (a.digest, la):
             a, la, b, lb = b, lb, a, la
         return Contract(spell([la, lb], out), (a, b))
 
     def roots(self) -> list[tuple[float, int, int]]:
         """The best last products, cheapest first: what the planner may choose among."""
-        name = self.canonical(self.full, self.kept(self.full))
-        if name in self.orders.known:
+        if self.known(self.full) is not None:
             return [(0.0, 0, 0)]
         return sorted(self.splits(self.full, self.out))[:CHOICES]
 
     def finish(self, root: tuple[float, int, int]) -> Expr:
         """The tree whose last product is `root`; remembered under its canonical name."""
         canonical_out = self.kept(self.full)
-        name = self.canonical(self.full, canonical_out)
-        if name in self.orders.known:
-            return contract(f"{canonical_out}->{self.out}", self.orders.known[name])
+        known = self.known(self.full)
+        if known is not None:
+            return contract(f"{canonical_out}->{self.out}", known)
         tree = self.join(root[1], root[2], self.out)
-        self.remember(root[1])
-        self.remember(root[2])
-        self.orders.known[name] = contract(f"{self.out}->{canonical_out}", tree)
+        self.orders.remember(self.canonical(self.full, canonical_out), contract(f"{self.out}->{canonical_out}", tree))
         return tree
 
     def _greedy(self, pairs: list[tuple[str, Expr]]) -> list[tuple[str, Expr]]:

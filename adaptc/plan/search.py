@@ -96,11 +96,7 @@ def _keep(task: Task, y: Expr, gradients: list[Expr]) -> tuple[Kept, ...]:
             halt.append(e)
             kept.append(Kept(e, f"{per_entry:.0f} flops an entry to compute again"))
     used = set(reach(gradients, halt))
-    return tuple(k for k in kept if k.node in used and _entered(k.node, gradients, halt))
-
-
-def _entered(node: Expr, gradients: list[Expr], halt: list[Expr]) -> bool:
-    return node in set(reach(gradients, halt))
+    return tuple(k for k in kept if k.node in used)
 
 
 def _inner(task: Task) -> int:
@@ -130,9 +126,8 @@ def plan(task: Task) -> Plan:
 
 def candidates(task: Task) -> Iterator[Plan]:
     """Every plan that the sites allow, each once: all forms first, then the orders within each form."""
-    starts: list[dict[str, str]] = [{}]
     formed: list[dict[str, str]] = []
-    for found, met in _walk(task, starts, orders=False):
+    for found, met in _walk(task, [{}], orders=False):
         formed.append({k: c.chosen for k, c in met.items() if not k.startswith(ORDER)})
         yield found
     for found, met in _walk(task, formed, orders=True):

@@ -1,0 +1,3 @@
+"""The command line: `adaptc list`, `explain`, `verify`, `demo`."""
+
+from adaptc.cli.main import main as main

@@ -1,0 +1,149 @@
+"""Commands and exit codes: 0 done, 1 a law failed or the equation is refused, 2 wrong usage."""
+
+from __future__ import annotations
+
+import functools
+import json
+import runpy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from adaptc.cli.method import bind, find_method
+from adaptc.errors import AdaptcError, HyperparameterError
+from adaptc.explain import explain as explain_adapter
+from adaptc.formula import symbolic
+from adaptc.language import Method
+from adaptc.methods import catalogue
+from adaptc.plan.device import DEVICES
+from adaptc.verify import verify as verify_adapter
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of tables.")
+settings = click.option("-s", "--set", "settings", multiple=True, metavar="NAME=VALUE", help="A hyper-parameter; repeatable.")
+
+
+def _say(value: Any) -> None:
+    click.echo(json.dumps(value, indent=1, default=str))
+
+
+def reported(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Errors of adaptc as one message and exit code 1; wrong hyper-parameters as wrong usage."""
+
+    @functools.wraps(command)
+    def run(*args: Any, as_json: bool = False, **kwargs: Any) -> Any:
+        try:
+            return command(*args, as_json=as_json, **kwargs)
+        except HyperparameterError as error:
+            raise click.UsageError(str(error)) from error
+        except AdaptcError as error:
+            if as_json:
+                _say({"passed": False, "error": type(error).__name__, "law": getattr(error, "law", None), "message": str(error)})
+            else:
+                click.echo(f"{type(error).__name__}: {error}", err=True)
+            sys.exit(1)
+
+    return run
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="adaptc")
+def main() -> None:
+    """adaptc compiles adapters: a method is the equation of its adapted weight.
+
+    METHOD is a name from `adaptc list`, or FILE.py:method for a method of your own.
+    """
+
+
+def _row(method: Method) -> dict[str, Any]:
+    text, equation = symbolic(method())
+    doc = " ".join((method.__doc__ or "").split())
+    source = doc.partition("Source: ")[2].partition(",")[0].partition(" (")[0].strip(" .")
+    trained = [f"{s.name} {tuple(map(str, s.leaf.dims))}".replace("'", "") for s in equation.leaves if s.trainable]
+    return {
+        "name": method.name, "equation": text, "source": source, "parameters": trained,
+        "hyper": dict(method.defaults), "form": "output" if equation.is_output_form else "weight", "doc": doc,
+    }  # fmt: skip
+
+
+@main.command("list")
+@as_json
+@reported
+def list_methods(as_json: bool) -> None:
+    """List the catalogue: name, equation, source, trained leaves."""
+    rows = [_row(m) for m in catalogue().values()]
+    if as_json:
+        _say(rows)
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in ("name", "equation", "source", "trained"):
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(row["name"], row["equation"], row["source"], ", ".join(row["parameters"]))
+    Console(highlight=False).print(table)
+
+
+@main.command()
+@click.argument("method")
+@click.option("--n", type=click.IntRange(1), help="Outputs of the layer; a symbol if left out.")
+@click.option("--k", type=click.IntRange(1), help="Inputs of the layer; a symbol if left out.")
+@click.option("--m", type=click.IntRange(0), help="Tokens; a symbol if left out.")
+@click.option("--dtype", default="float32", type=click.Choice(["float32", "float64", "bfloat16", "float16"]), help="Of x.")
+@click.option("--device", default="cpu", type=click.Choice(list(DEVICES)), help="Whose rates rank the plans.")
+@click.option("--mode", default="train", type=click.Choice(["train", "eval"]))
+@settings
+@as_json
+@reported
+def explain(method: str, settings: tuple[str, ...], as_json: bool, **sizes: Any) -> None:
+    """Show formula, parameters, FLOPs, what is kept for backward and why, and the plan.
+
+    Example: adaptc explain boft --n 1024 --k 768 --m 512 -s stages=3
+    """
+    report = explain_adapter(bind(find_method(method), settings), **sizes)
+    if as_json:
+        _say(report.to_dict())
+    else:
+        Console(highlight=False).print(report)
+
+
+@main.command()
+@click.argument("method")
+@click.option("--n", type=click.IntRange(1), help="Check this size only (with --k).")
+@click.option("--k", type=click.IntRange(1), help="Check this size only (with --n).")
+@settings
+@as_json
+@reported
+def verify(method: str, n: int | None, k: int | None, settings: tuple[str, ...], as_json: bool) -> None:
+    """Hold a method to the whole contract; print the law that fails, with the smallest failing example.
+
+    Example: adaptc verify my_methods.py:my_method
+    """
+    if (n is None) != (k is None):
+        raise click.UsageError("give both --n and --k, or neither")
+    verdict = verify_adapter(bind(find_method(method), settings), n, k)
+    if as_json:
+        _say(verdict.to_dict())
+    else:
+        Console(highlight=False).print(verdict)
+
+
+@main.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def demo(arguments: tuple[str, ...]) -> None:
+    """Fine-tune a real encoder once per family of methods and compare (examples/finetune_encoder.py).
+
+    Takes that example's options; `adaptc demo --help` shows them. Needs a checkout and the extra `demo`.
+    """
+    example = Path(__file__).resolve().parents[2] / "examples" / "finetune_encoder.py"
+    if not example.is_file():
+        raise click.ClickException("the demo is part of a checkout: clone the repository and run `make demo`")
+    sys.argv = ["adaptc demo", *arguments]
+    sys.path.insert(0, str(example.parent))
+    try:
+        runpy.run_path(str(example), run_name="__main__")
+    except ModuleNotFoundError as error:
+        raise click.ClickException(f"the demo needs '{error.name}': pip install 'adaptc[demo]'") from error
