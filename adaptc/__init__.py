@@ -26,10 +26,7 @@ from adaptc.ir.algebra import maximum_along as max  # noqa: A004 - torch's name
 from adaptc.ir.algebra import total as sum  # noqa: A004 - torch's name
 from adaptc.ir.operator import AbstractOperator
 from adaptc.language import (
-    Adapter,
-    Method,
     abs,  # noqa: A004
-    adapter,
     cos,
     detach,
     divide,
@@ -56,11 +53,82 @@ from adaptc.language import (
     tril,
     triu,
 )
-
+from adaptc.method import Adapter, Method, adapter
 from adaptc.nn.files import load, save
-from adaptc.nn.inject import adapter_parameters, disabled, inject, merge, set_active, unload, unmerge
+from adaptc.nn.inject import (
+    adapter_parameters,
+    disabled,
+    inject,
+    merge,
+    set_active,
+    unload,
+    unmerge,
+)
 from adaptc.nn.linear import AdaptedLinear
 from adaptc.verify import verify
+
+__all__ = [
+    "AdaptedLinear",
+    "Adapter",
+    "Method",
+    "Report",
+    "abs",
+    "adapter",
+    "adapter_parameters",
+    "bernoulli",
+    "clamp",
+    "cos",
+    "detach",
+    "disabled",
+    "divide",
+    "einsum",
+    "exp",
+    "explain",
+    "factor_pair",
+    "frozen",
+    "gelu",
+    "hstack",
+    "initial",
+    "inject",
+    "kaiming_uniform",
+    "linear",
+    "load",
+    "log",
+    "lu",
+    "max",
+    "maximum",
+    "mean",
+    "merge",
+    "minimum",
+    "norm",
+    "normal",
+    "param",
+    "pinv",
+    "qr",
+    "randperm",
+    "relu",
+    "reshape",
+    "round",
+    "save",
+    "set_active",
+    "sigmoid",
+    "silu",
+    "sin",
+    "softmax",
+    "sqrt",
+    "sum",
+    "svd",
+    "take",
+    "tanh",
+    "tile",
+    "tril",
+    "triu",
+    "uniform",
+    "unload",
+    "unmerge",
+    "verify",
+    "vstack",
+]
 
 __version__ = "0.1.0.dev0"
 

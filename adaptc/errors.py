@@ -72,9 +72,9 @@ class LoadError(AdaptcError, ValueError):
 class LawError(AdaptcError):
     """`verify` found a law of the contract that does not hold."""
 
-    def __init__(self, law: str, message: str) -> None:
-        self.law = law
-        super().__init__(f"law '{law}' failed: {message}")
+    def __init__(self, law: str, detail: str) -> None:
+        self.law, self.detail = law, detail
+        super().__init__(f"law '{law}' failed: {detail}")
 
 
 class InternalError(AdaptcError):

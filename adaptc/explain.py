@@ -14,21 +14,28 @@ from rich.text import Text
 
 from adaptc.codegen.types import Types, has_rows, wide
 from adaptc.errors import PlanError
-from adaptc.formula import symbolic
 from adaptc.ir.build import count
 from adaptc.ir.cost import cost
 from adaptc.ir.dims import TOKENS, Dim
 from adaptc.ir.expr import Expr, postorder
-from adaptc.ir.printer import brief
 from adaptc.ir.prims import Broadcast, Contract, Leaf, Scale
+from adaptc.ir.printer import brief
 from adaptc.ir.sympy_bridge import to_sympy
-from adaptc.language import Adapter, Equation, Method, symbols
+from adaptc.method import Adapter, Equation, Method, symbolic, symbols
 from adaptc.plan.plan import Plan, depends_on_tokens, is_view, total
 from adaptc.plan.search import candidates, plan
 from adaptc.runtime.program import task_of
 from adaptc.runtime.stack import stack
 
-BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "float64": 8, "complex64": 8, "complex128": 16, "int64": 8}
+BYTES = {
+    "bfloat16": 2,
+    "float16": 2,
+    "float32": 4,
+    "float64": 8,
+    "complex64": 8,
+    "complex128": 16,
+    "int64": 8,
+}
 SHOWN, CONSIDERED = 6, 24
 REPRESENTATIVE = 4096  # n and k at which choices are made where the sizes are symbolic
 
@@ -67,7 +74,14 @@ class Report:
         if f["note"]:
             head.append(f"  {f['note']}\n")
         head.append(f"  trainable parameters: {f['parameters']}")
-        parts: list[Any] = [head, _cost_table(f), _kept_table(f), _step_table(f), _choice_table(f), _rivals_table(f)]
+        parts: list[Any] = [
+            head,
+            _cost_table(f),
+            _kept_table(f),
+            _step_table(f),
+            _choice_table(f),
+            _rivals_table(f),
+        ]
         if f["fallbacks"]:
             parts.append(Text("fallbacks: " + "; ".join(f["fallbacks"])))
         return Group(*parts)
@@ -93,7 +107,7 @@ def explain(
         raise PlanError(f"mode is 'train' or 'eval', got '{mode}'")
     text, open_equation = symbolic(bound)
     (rows, cols), note = _sizes(n, k, open_equation)
-    composed = stack((bound,), rows, cols, True)  # type: ignore[arg-type]
+    composed = stack((bound,), rows, cols, True)
     trained = {s.leaf for s in composed.equations[0].leaves if s.trainable}
     wants = [mode == "train" and (leaf.role == "token" or leaf in trained) for leaf in composed.arguments]
     at = tuple((s, REPRESENTATIVE) for s in symbols() if not (isinstance(rows, int) and isinstance(cols, int)))
@@ -120,7 +134,10 @@ def _sizes(n: int | None, k: int | None, equation: Equation) -> tuple[tuple[Dim,
     if n is not None and k is not None:
         return (n, k), ""
     if isinstance(equation.n, int):
-        return (equation.n, equation.k), f"the equation needs numbers for its sizes: shown at {equation.n} x {equation.k}"
+        return (
+            equation.n,
+            equation.k,
+        ), f"the equation needs numbers for its sizes: shown at {equation.n} x {equation.k}"
     open_n, open_k = symbols()
     size = f"choices are made at n = k = {REPRESENTATIVE}"
     return (n if n is not None else open_n, k if k is not None else open_k), size
@@ -158,19 +175,30 @@ def kept(chosen: Plan, arguments: Any, dtype: str, bindings: Mapping[Any, int], 
     """What stays alive from forward to backward beside parameters and buffers: tensors, bytes, reasons."""
     leaf_dtype = dtype if dtype in ("float32", "float64") else "float32"
     given = {a: dtype if a.role in ("token", "weight", "bias") else leaf_dtype for a in arguments if a.kind == "real"}
-    types = Types(dtype, wide(list(given.values())), {**given, **{a: "int64" for a in arguments if a.kind == "integer"}})
+    types = Types(
+        dtype,
+        wide(list(given.values())),
+        {**given, **{a: "int64" for a in arguments if a.kind == "integer"}},
+    )
     entries = []
     if mode == "train":
         for e in chosen.inputs:
             if e.role == "token":
                 users = [leaf.name for leaf, g in chosen.gradients if _reads(g, e)]
-                entries.append(_kept(e, dtype, f"for the gradients of {', '.join(users)}; as it came, not copied", bindings))
+                entries.append(
+                    _kept(
+                        e,
+                        dtype,
+                        f"for the gradients of {', '.join(users)}; as it came, not copied",
+                        bindings,
+                    )
+                )
         entries += [_kept(k.node, types[k.node], k.reason, bindings) for k in chosen.kept]
     amount = sum((e["_exact"] for e in entries), sympy.Integer(0))
     x = next(a for a in arguments if a.role == "token")
     whole = sympy.sympify(count(x.dims)) * BYTES[dtype]
-    for e in entries:
-        del e["_exact"]
+    for entry in entries:
+        del entry["_exact"]
     return {
         "tensors": entries,
         "bytes": _show(amount, bindings),
@@ -239,7 +267,14 @@ def _cost_table(f: Mapping[str, Any]) -> Table:
 
 def _kept_table(f: Mapping[str, Any]) -> Table:
     k = f["kept"]
-    table = _table(f"\nKept for backward: {_big(k['bytes'])} bytes, {k['over x']} x the bytes of x", "tensor", "shape", "dtype", "bytes", "why")
+    table = _table(
+        f"\nKept for backward: {_big(k['bytes'])} bytes, {k['over x']} x the bytes of x",
+        "tensor",
+        "shape",
+        "dtype",
+        "bytes",
+        "why",
+    )
     for e in k["tensors"]:
         table.add_row(e["tensor"], _shape(e["shape"]), e["dtype"], _big(e["bytes"]), e["reason"])
     return table
@@ -248,7 +283,15 @@ def _kept_table(f: Mapping[str, Any]) -> Table:
 def _step_table(f: Mapping[str, Any]) -> Table:
     table = _table("\nPlan", "#", "way", "step", "shape", "flops", "side", "value")
     for number, s in enumerate(f["steps"], 1):
-        table.add_row(str(number), s["way"], s["step"], _shape(s["shape"]), _big(s["flops"]), s["side"], s["value"])
+        table.add_row(
+            str(number),
+            s["way"],
+            s["step"],
+            _shape(s["shape"]),
+            _big(s["flops"]),
+            s["side"],
+            s["value"],
+        )
     return table
 
 
@@ -261,10 +304,17 @@ def _choice_table(f: Mapping[str, Any]) -> Table:
 
 def _rivals_table(f: Mapping[str, Any]) -> Table:
     every = f["candidates"]
-    table = _table(f"\nCandidates: {min(SHOWN, len(every))} of {len(every)} considered, by predicted time", "seconds", "form")
+    table = _table(
+        f"\nCandidates: {min(SHOWN, len(every))} of {len(every)} considered, by predicted time",
+        "seconds",
+        "form",
+    )
     for r in every[:SHOWN]:
         mark = " (chosen)" if r["chosen"] else ""
-        table.add_row(f"{r['predicted seconds']:.3g}", "; ".join(f"{k}: {v}" for k, v in r["form"].items()) + mark)
+        table.add_row(
+            f"{r['predicted seconds']:.3g}",
+            "; ".join(f"{k}: {v}" for k, v in r["form"].items()) + mark,
+        )
     return table
 
 

@@ -29,10 +29,7 @@ class Init:
         return f"{self.name}({inside})" + (f"[:{self.count}]" if self.count is not None else "")
 
 
-NAMED = {
-    name: Init(name)
-    for name in ("zeros", "ones", "identity", "kaiming_uniform", "orthogonal", "paired_kaiming")
-}
+NAMED = {name: Init(name) for name in ("zeros", "ones", "identity", "kaiming_uniform", "orthogonal", "paired_kaiming")}
 
 
 def normal(std: Any, mean: float = 0.0) -> Init:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,15 +12,17 @@ from rich.console import Console
 from rich.table import Table
 
 from adaptc.errors import AdaptcError, LawError
-from adaptc.language import Adapter, Method
 from adaptc.laws import LAWS, PLANS, Case
+from adaptc.method import Adapter, Method
 from adaptc.runtime.attach import Wholes, attach
 
-SIZES = (
+SMALL = (
     (1, 1), (1, 4), (5, 3), (7, 13), (8, 12), (12, 8), (24, 16), (16, 24), (32, 48), (64, 32), (96, 64), (64, 128),
-    (192, 128), (128, 256), (512, 256),
+    (192, 128),
 )  # fmt: skip
-"""Outputs and inputs: rectangular, prime, one-sized; growing, for methods that ask for multiples of a block."""
+"""Outputs and inputs: one-sized, prime, rectangular; growing, for methods that ask for multiples of a block."""
+LARGE = ((160, 96), (96, 160), (128, 256), (256, 512))
+"""Where the planner may choose another form than at the smallest."""
 WANTED = 4
 FEWER = 12  # candidate plans at all sizes but the largest
 
@@ -35,7 +37,12 @@ class Verdict:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
-        return {"adapter": repr(self.adapter), "sizes": [list(s) for s in self.sizes], "laws": list(self.laws), "passed": True}
+        return {
+            "adapter": repr(self.adapter),
+            "sizes": [list(s) for s in self.sizes],
+            "laws": list(self.laws),
+            "passed": True,
+        }
 
     def __str__(self) -> str:
         console = Console(width=100, highlight=False)
@@ -60,7 +67,7 @@ def verify(adapter: Adapter | Method, n: int | None = None, k: int | None = None
     failing example; the equation's own error where it accepts no size.
     """
     bound = adapter() if isinstance(adapter, Method) else adapter
-    sizes = [(n, k)] if n is not None and k is not None else list(accepted(bound))
+    sizes = [(n, k)] if n is not None and k is not None else accepted(bound)
     if len(sizes) == 1:
         trial(bound, *sizes[0])
     state = torch.random.get_rng_state()
@@ -78,9 +85,12 @@ def _check(adapter: Adapter, n: int, k: int, plans: int) -> None:
             try:
                 check(Case(adapter, n, k, m, plans))
             except LawError as error:
-                raise LawError(error.law, f"{adapter} at n = {n}, k = {k}, m = {m}: {error}") from error
+                raise LawError(error.law, f"{adapter} at n = {n}, k = {k}, m = {m}: {error.detail}") from error
             except AdaptcError as error:
-                raise LawError(law, f"{adapter} at n = {n}, k = {k}, m = {m} raises {type(error).__name__}: {error}") from error
+                raise LawError(
+                    law,
+                    f"{adapter} at n = {n}, k = {k}, m = {m} raises {type(error).__name__}: {error}",
+                ) from error
 
 
 def trial(adapter: Adapter, n: int, k: int) -> None:
@@ -91,20 +101,27 @@ def trial(adapter: Adapter, n: int, k: int) -> None:
     attach(equation, torch.ones(n, k), wholes)
 
 
-def accepted(adapter: Adapter) -> Iterator[tuple[int, int]]:
-    """The sizes to check: the smallest that the equation takes, rectangular both ways where it can."""
+def accepted(adapter: Adapter) -> list[tuple[int, int]]:
+    """The sizes to check: the smallest that the equation takes, wide and tall where it can, and a larger one."""
     found: list[tuple[int, int]] = []
     last: Exception | None = None
-    for n, k in SIZES:
-        try:
-            trial(adapter, n, k)
-        except (AdaptcError, RuntimeError, ValueError) as error:
-            last = error
-            continue
-        found.append((n, k))
+    for n, k in SMALL:
         if len(found) >= WANTED and {a > b for a, b in found if a != b} == {True, False}:
             break
+        last = _refusal(adapter, n, k) or last
+        if _refusal(adapter, n, k) is None:
+            found.append((n, k))
+    large = next((size for size in LARGE if _refusal(adapter, *size) is None), None)
+    found += [large] if large else []
     if not found:
-        assert last is not None
-        raise last
-    yield from found
+        raise last or AdaptcError(f"{adapter} takes no size")
+    return found
+
+
+@functools.cache
+def _refusal(adapter: Adapter, n: int, k: int) -> Exception | None:
+    try:
+        trial(adapter, n, k)
+    except (AdaptcError, RuntimeError, ValueError) as error:
+        return error
+    return None

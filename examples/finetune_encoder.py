@@ -105,9 +105,7 @@ def measure(model: Classifier, method: str, steps: Data, test: Data, bar: Progre
     }
 
 
-def run(
-    model: Path | None, data: Path | None, methods: list[str], passes: int, out: Path, seed: int
-) -> list[Row]:
+def run(model: Path | None, data: Path | None, methods: list[str], passes: int, out: Path, seed: int) -> list[Row]:
     """Train every method from the same start. Raises click.ClickException for unusable input."""
     if unknown := [method for method in methods if method not in METHODS]:
         raise click.ClickException(f"no method {unknown[0]!r} here: {', '.join(METHODS)}")

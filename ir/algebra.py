@@ -26,7 +26,9 @@ def tensor(value: Any, like: Expr | None = None) -> Expr:
         return value
     if isinstance(value, (int, float, Size, sympy.Expr)) and like is not None:
         return build.scale(value, build.ones(like.dims))
-    raise EquationError(f"cannot use {type(value).__name__} {value!r} in an equation: only leaves, operators and numbers")
+    raise EquationError(
+        f"cannot use {type(value).__name__} {value!r} in an equation: only leaves, operators and numbers"
+    )
 
 
 def _pair(a: Any, b: Any, what: str) -> tuple[Expr, Expr]:
@@ -153,7 +155,7 @@ def _slice(s: slice, d: Dim) -> tuple[Any, int, Dim]:
     step = 1 if s.step is None else s.step
     if isinstance(d, int):
         bounds = [v if v is None or isinstance(v, int) else as_dim(v) for v in (s.start, s.stop)]
-        r = range(*slice(*bounds, step).indices(d))
+        r = range(*slice(bounds[0], bounds[1], step).indices(d))
         return sympy.Integer(r.start), r.step, len(r)
     start = 0 if s.start is None else as_dim(abs(s.start)) if not isinstance(s.start, int) else s.start
     stop = d if s.stop is None else s.stop if isinstance(s.stop, int) else as_dim(s.stop)
@@ -278,7 +280,9 @@ def stack_along(parts: Sequence[Expr], axis: int) -> Expr:
     size = tuple(length if j == axis else d for j, d in enumerate(first.dims))
     placed, start = [], sympy.Integer(0)
     for p in parts:
-        if p.ndim != first.ndim or any(not same(a, b) for j, (a, b) in enumerate(zip(p.dims, first.dims, strict=True)) if j != axis):
+        if p.ndim != first.ndim or any(
+            not same(a, b) for j, (a, b) in enumerate(zip(p.dims, first.dims, strict=True)) if j != axis
+        ):
             raise ShapeError(f"cannot join {show(first.dims)} and {show(p.dims)} along axis {axis}")
         placed.append(build.put(p, [INDEX[j] + start if j == axis else INDEX[j] for j in range(p.ndim)], size))
         start = start + p.dims[axis]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import prod
 from string import ascii_letters
-from typing import Any
+from typing import Any, TypeAlias
 
 import sympy
 
@@ -34,7 +34,7 @@ from adaptc.ir.prims import (
     Take,
 )
 
-Number = float | sympy.Expr
+Number: TypeAlias = float | sympy.Expr
 _EYE = sympy.KroneckerDelta(INDEX[0], INDEX[1])
 
 
@@ -241,7 +241,7 @@ def _drop_eye(inputs: list[str], operands: list[Expr], out: str) -> tuple[Any, .
         if not (isinstance(op, Constant) and op.value == _EYE) or len(set(letters)) < 2:
             continue
         rest = [t for i, t in enumerate(inputs) if i != j]
-        for keep, drop in (letters, letters[::-1]):
+        for keep, drop in (tuple(letters), tuple(letters[::-1])):
             if drop not in out and any(drop in t for t in rest):
                 spec = f"{','.join(t.replace(drop, keep) for t in rest)}->{out}"
                 if keep in spec.split("->")[0] or keep not in out:
@@ -341,4 +341,4 @@ def leaf(name: str, *shape: object, role: str = "param", kind: str = "real") -> 
 
 def count(shape: Shape) -> Dim:
     """Entries of a shape; a plain int where all sizes are."""
-    return prod(shape) if all(isinstance(d, int) for d in shape) else product(shape)  # type: ignore[arg-type]
+    return prod(shape) if all(isinstance(d, int) for d in shape) else product(shape)

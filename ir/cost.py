@@ -158,4 +158,3 @@ RULES: dict[str, Callable[[Any, Sizer], Cost]] = {
     "Cholesky": _cholesky,
 }
 """One rule per primitive."""
-

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeAlias
 
 import sympy
 
 from adaptc.errors import ShapeError, SymbolicSizeError
 
-Dim = int | sympy.Expr
+Dim: TypeAlias = int | sympy.Expr
 Shape = tuple[Dim, ...]
 
 
@@ -74,7 +74,7 @@ class Size:
             "give n and k to see the concrete form"
         )
 
-    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = _refuse  # type: ignore[assignment]
+    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = _refuse
     __bool__ = __int__ = __float__ = __index__ = __iter__ = __len__ = _refuse
     __mod__ = __rmod__ = __round__ = __ceil__ = __floor__ = __trunc__ = _refuse
 

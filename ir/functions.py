@@ -69,7 +69,7 @@ class inverse_root(sympy.Function):  # noqa: N801
     """1 / sqrt(a) where a > 0, else 0."""
 
     def fdiff(self, argindex: int = 1) -> Any:
-        return -inverse_root(self.args[0]) ** 3 / 2
+        return -(inverse_root(self.args[0]) ** 3) / 2
 
 
 _INNER = sympy.sqrt(2 / sympy.pi)

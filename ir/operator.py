@@ -34,7 +34,9 @@ class AbstractOperator(Expr):
         cls.name = cls.__dict__.get("name") or re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower()
         known = AbstractOperator.registry.get(cls.name)
         if known is not None and known.__module__ != cls.__module__:
-            raise ShapeError(f"an operator named '{cls.name}' exists already, in {known.__module__}: choose another name")
+            raise ShapeError(
+                f"an operator named '{cls.name}' exists already, in {known.__module__}: choose another name"
+            )
         AbstractOperator.registry[cls.name] = cls
 
     def infer(self) -> tuple[Shape, Kind]:

@@ -6,7 +6,7 @@ Detach. Contractions are einsums without sums over one operand alone; `contract`
 
 from __future__ import annotations
 
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, TypeAlias
 
 import sympy
 
@@ -167,7 +167,7 @@ class Reshape(Primitive):
         return self.size, self.x.kind
 
 
-Index = sympy.Expr | At
+Index: TypeAlias = sympy.Expr | At
 
 
 class Take(Primitive):

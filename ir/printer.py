@@ -114,7 +114,10 @@ def _text(e: Expr) -> tuple[str, int]:  # noqa: C901 - one case per node, a tabl
         case AbstractOperator():
             return f"{e.name}({', '.join(filter(None, map(_field, e.fields)))})", ATOM
         case _:
-            return f"{type(e).__name__.lower()}({', '.join(filter(None, map(_field, e.fields)))})", ATOM
+            return (
+                f"{type(e).__name__.lower()}({', '.join(filter(None, map(_field, e.fields)))})",
+                ATOM,
+            )
 
 
 _NAMES = {fn: name for name, fn in ELEMENTWISE.items()}
@@ -146,7 +149,8 @@ def _softmax(e: Contract) -> str | None:
     if len(e.operands) != 2 or not all(isinstance(op, Map) for op in e.operands):
         return None
     top, bottom = e.operands
-    assert isinstance(top, Map) and isinstance(bottom, Map)
+    assert isinstance(top, Map)
+    assert isinstance(bottom, Map)
     total = bottom.args[0]
     if top.fn != ELEMENTWISE["exp"] or bottom.fn != 1 / ARGS[0] or not isinstance(total, Reduce) or total.x is not top:
         return None
@@ -205,5 +209,3 @@ def _numbered(value: Any, names: dict[Expr, str]) -> str:
 def fingerprint(root: Expr) -> str:
     """SHA-256 of the text form: equal for equal equations, in every process."""
     return hashlib.sha256(listing(root).encode()).hexdigest()
-
-

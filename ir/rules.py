@@ -160,7 +160,10 @@ def inverse_of_diag(e: Expr) -> Expr | None:
     return Diag(apply(1 / ARGS[0], e.M.v)) if isinstance(e, Inverse) and isinstance(e.M, Diag) else None
 
 
-@rule("initial(c A @ B) -> c initial(A) @ initial(B)", lambda: Initial(2 * (leaf("A", 9, 2) @ leaf("B", 2, 9))))
+@rule(
+    "initial(c A @ B) -> c initial(A) @ initial(B)",
+    lambda: Initial(2 * (leaf("A", 9, 2) @ leaf("B", 2, 9))),
+)
 def initial_of_product(e: Expr) -> Expr | None:
     """Keep the initial factors instead of their product, where they are smaller."""
     if not isinstance(e, Initial):
@@ -170,7 +173,7 @@ def initial_of_product(e: Expr) -> Expr | None:
     if isinstance(e.A, MatMul):
         A, B = e.A.A, e.A.B
         inner, (n, k) = A.dims[-1], (A.dims[-2], B.dims[-1])
-        if all(isinstance(d, int) for d in (inner, n, k)) and inner * (n + k) < n * k:  # type: ignore[operator]
+        if all(isinstance(d, int) for d in (inner, n, k)) and inner * (n + k) < n * k:
             return MatMul(Initial(A), Initial(B))
     return None
 

@@ -7,8 +7,8 @@ from sympy import HadamardProduct, MatrixExpr, MatrixSymbol
 
 from adaptc.ir.expr import Expr
 from adaptc.ir.matrix import MatMul, Transpose
-from adaptc.ir.printer import formula
 from adaptc.ir.prims import Add, Contract, Leaf, Scale
+from adaptc.ir.printer import formula
 
 
 def to_sympy(e: Expr) -> MatrixExpr:

@@ -17,14 +17,20 @@ from rich.table import Table
 from adaptc.cli.method import bind, find_method
 from adaptc.errors import AdaptcError, HyperparameterError
 from adaptc.explain import explain as explain_adapter
-from adaptc.formula import symbolic
-from adaptc.language import Method
+from adaptc.method import Method, symbolic
 from adaptc.methods import catalogue
 from adaptc.plan.device import DEVICES
 from adaptc.verify import verify as verify_adapter
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of tables.")
-settings = click.option("-s", "--set", "settings", multiple=True, metavar="NAME=VALUE", help="A hyper-parameter; repeatable.")
+settings = click.option(
+    "-s",
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="A hyper-parameter; repeatable.",
+)
 
 
 def _say(value: Any) -> None:
@@ -42,7 +48,14 @@ def reported(command: Callable[..., Any]) -> Callable[..., Any]:
             raise click.UsageError(str(error)) from error
         except AdaptcError as error:
             if as_json:
-                _say({"passed": False, "error": type(error).__name__, "law": getattr(error, "law", None), "message": str(error)})
+                _say(
+                    {
+                        "passed": False,
+                        "error": type(error).__name__,
+                        "law": getattr(error, "law", None),
+                        "message": str(error),
+                    }
+                )
             else:
                 click.echo(f"{type(error).__name__}: {error}", err=True)
             sys.exit(1)
@@ -92,7 +105,12 @@ def list_methods(as_json: bool) -> None:
 @click.option("--n", type=click.IntRange(1), help="Outputs of the layer; a symbol if left out.")
 @click.option("--k", type=click.IntRange(1), help="Inputs of the layer; a symbol if left out.")
 @click.option("--m", type=click.IntRange(0), help="Tokens; a symbol if left out.")
-@click.option("--dtype", default="float32", type=click.Choice(["float32", "float64", "bfloat16", "float16"]), help="Of x.")
+@click.option(
+    "--dtype",
+    default="float32",
+    type=click.Choice(["float32", "float64", "bfloat16", "float16"]),
+    help="Of x.",
+)
 @click.option("--device", default="cpu", type=click.Choice(list(DEVICES)), help="Whose rates rank the plans.")
 @click.option("--mode", default="train", type=click.Choice(["train", "eval"]))
 @settings

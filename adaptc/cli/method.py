@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from adaptc.language import Adapter, Method
+from adaptc.method import Adapter, Method
 from adaptc.methods import catalogue
 
 
@@ -34,7 +34,8 @@ def _load(path: Path) -> Any:
     if not path.is_file():
         raise click.UsageError(f"no such file: {path}")
     spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
+    if spec is None or spec.loader is None:
+        raise click.UsageError(f"{path} is no Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = module
     sys.path.insert(0, str(path.resolve().parent))

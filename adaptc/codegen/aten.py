@@ -22,7 +22,6 @@ from adaptc.codegen.types import Types
 from adaptc.errors import UnsupportedError
 from adaptc.ir.dims import TOKENS, Dim, Shape, show
 from adaptc.ir.expr import Expr
-from adaptc.ir.printer import brief
 from adaptc.ir.prims import (
     Add,
     Broadcast,
@@ -41,8 +40,8 @@ from adaptc.ir.prims import (
     Transform,
     only,
 )
+from adaptc.ir.printer import brief
 from adaptc.plan.plan import reach
-
 
 _OURS = re.compile(r"t\d+|kept\d+|tables|torch|rows|gy|walsh_hadamard|.*_(float|bfloat|complex|int)\d+")
 
@@ -54,10 +53,14 @@ def argument(leaf: Leaf) -> str:
 
 
 def emit(
-    name: str, arguments: Sequence[tuple[str, Expr]], results: Sequence[tuple[Expr, str]], types: Types, head: str
+    name: str,
+    arguments: Sequence[tuple[str, Expr]],
+    results: Sequence[tuple[Expr, str]],
+    types: Types,
+    head: str,
 ) -> Source:
     """The function `name(tables, *arguments)` that returns `results`, each in its dtype."""
-    writer = _Writer(dict((e, n) for n, e in arguments), types, [e for e, _ in results])
+    writer = _Writer({e: n for n, e in arguments}, types, [e for e, _ in results])
     order = reach([e for e, _ in results], [e for _, e in arguments])
     for e in order:
         writer.visit(e)
@@ -114,7 +117,11 @@ class _Writer:
         if (e, dtype) not in self.casts:
             name = f"{self.names[e]}_{dtype}"
             self.casts[e, dtype] = name
-            text = f"torch.real({self.names[e]})" if have.startswith("complex") and dtype[:7] != "complex" else self.names[e]
+            text = (
+                f"torch.real({self.names[e]})"
+                if have.startswith("complex") and dtype[:7] != "complex"
+                else self.names[e]
+            )
             self.lines.append(f"{name} = {text}.to(torch.{dtype})")
         return self.casts[e, dtype]
 
@@ -183,10 +190,15 @@ class _Writer:
             self.lines.append(f"{name}.addmm_({value})" if own else f"{name} = torch.addmm({name}, {value})")
             own = True
 
-    def _start(self, others: list[tuple[float, Expr]], products: list[tuple[float, Expr]], dtype: str) -> tuple[str, bool]:
+    def _start(
+        self, others: list[tuple[float, Expr]], products: list[tuple[float, Expr]], dtype: str
+    ) -> tuple[str, bool]:
         """Text of the first terms, which leave the lists, and whether it is a new tensor."""
         plain = next((p for p in products if p[0] == 1), None)
-        bias = next((o for o in others if o[0] == 1 and isinstance(o[1], Broadcast) and o[1].axes == (o[1].ndim - 1,)), None)
+        bias = next(
+            (o for o in others if o[0] == 1 and isinstance(o[1], Broadcast) and o[1].axes == (o[1].ndim - 1,)),
+            None,
+        )
         if plain and bias:
             products.remove(plain)
             others.remove(bias)
@@ -231,7 +243,11 @@ class _Writer:
             self.let(e, f"{self.names[e.operands[0]]}.permute({order})")
             return
         g = groups(e)
-        self.let(e, product(e, *self.operands(e), self.dimension), fresh=bool(g.left or g.right or g.batch))
+        self.let(
+            e,
+            product(e, *self.operands(e), self.dimension),
+            fresh=bool(g.left or g.right or g.batch),
+        )
 
     def scale(self, e: Scale) -> None:
         """A number times a tensor; in place on a product made for it."""
@@ -298,7 +314,11 @@ class _Writer:
         at = flat_index(e.index, e.x.dims, e.size[skip:], skip, self.names.__getitem__, self._index_table)
         lead = self.shape(e.size[:skip])
         flat = f"{x}.reshape({', '.join(filter(None, [lead, self._volume(e.x.dims[skip:])]))})"
-        self.let(e, f"{flat}.index_select({skip}, {at}).reshape({self.shape(e.size) or '()'})", fresh=True)
+        self.let(
+            e,
+            f"{flat}.index_select({skip}, {at}).reshape({self.shape(e.size) or '()'})",
+            fresh=True,
+        )
 
     def put(self, e: Put) -> None:
         """Scatter: assignment to a slice of zeros, or one index_add over the flattened axes."""
@@ -314,7 +334,11 @@ class _Writer:
         lead = self.shape(e.size[:skip])
         zeros = f"{x}.new_zeros(({lead}{', ' if lead else ''}{self._volume(e.size[skip:])},))"
         values = f"{self.cast(e.x, dtype)}.reshape({lead}{', ' if lead else ''}{self._volume(run)})"
-        self.let(e, f"{zeros}.index_add_({skip}, {at}, {values}).reshape({self.shape(e.size) or '()'})", fresh=True)
+        self.let(
+            e,
+            f"{zeros}.index_add_({skip}, {at}, {values}).reshape({self.shape(e.size) or '()'})",
+            fresh=True,
+        )
 
     def _index_table(self, value: sympy.Expr, shape: Shape) -> str:
         return self.table(value, shape, "int64")

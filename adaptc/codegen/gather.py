@@ -29,7 +29,9 @@ def slices(index: Sequence[Index], result: Shape) -> str | None:
         if axis == len(result) or symbols != {INDEX[axis]}:
             return None
         step, start = entry.coeff(INDEX[axis], 1), entry.coeff(INDEX[axis], 0)
-        if sympy.expand(entry - start - step * INDEX[axis]) != 0 or not (start.is_Integer and step.is_Integer and step > 0):
+        if sympy.expand(entry - start - step * INDEX[axis]) != 0 or not (
+            start.is_Integer and step.is_Integer and step > 0
+        ):
             return None
         size = result[axis]
         if isinstance(size, int):
@@ -81,7 +83,7 @@ def flat_index(
             looked_up.append(f"{name(entry.table)}.reshape({', '.join(view)}){times}")
         else:
             known = known + stride * entry.xreplace(moved)
-        stride *= int(d)  # type: ignore[arg-type]
+        stride *= int(d)
     if known != 0 or not looked_up:
         looked_up.append(table(known, run))
     text = " + ".join(looked_up)

@@ -31,7 +31,7 @@ _CALLS = {
 }
 
 
-class _Printer(StrPrinter):  # type: ignore[misc]
+class _Printer(StrPrinter):
     def __init__(self, names: tuple[str, ...], dtype: str) -> None:
         super().__init__()
         self.names, self.dtype = names, dtype
@@ -76,7 +76,6 @@ class _Printer(StrPrinter):  # type: ignore[misc]
         if power == -sympy.Rational(1, 2):
             return f"torch.rsqrt({text})"
         return f"torch.pow({text}, {int(power) if power.is_Integer else float(power)})"
-
 
     def _print_Mul(self, expr: Any) -> str:
         return " * ".join(self.parenthesize(f, 50) for f in expr.args)

@@ -8,6 +8,7 @@ transforms and solves of 16-bit tensors work in float32. Products accumulate in 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from adaptc.ir.dims import TOKENS
 from adaptc.ir.expr import Expr
@@ -45,7 +46,7 @@ class Types:
 
     token: str
     wide: str
-    given: dict[Expr, str]
+    given: dict[Any, str]
     _known: dict[Expr, str] = field(default_factory=dict)
 
     def __getitem__(self, e: Expr) -> str:

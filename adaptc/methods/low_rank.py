@@ -7,7 +7,8 @@ import adaptc as ac
 def lora(W, *, r=8, alpha=16.0):
     """LoRA: W' = W + (alpha / r) B A.
 
-    Source: arXiv:2106.09685, eq. 3, read. The paper draws A from a Gaussian; Kaiming-uniform is what its code and PEFT do.
+    Source: arXiv:2106.09685, eq. 3, read. The paper draws A from a Gaussian; Kaiming-uniform is what its code and
+    PEFT do.
     """
     n, k = W.shape
     A = ac.param("A", (r, k), "kaiming_uniform")

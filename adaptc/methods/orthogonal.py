@@ -7,7 +7,8 @@ import adaptc as ac
 def oft(W, *, b=32):
     """OFT: W' = W R^T, R block-diagonal rotations by the Cayley transform of skew matrices.
 
-    Source: arXiv:2306.07280, eq. 2 and 3, and arXiv:2506.19847, eq. 2, read. With PEFT's `use_cayley_neumann=False`; PEFT's
+    Source: arXiv:2306.07280, eq. 2 and 3, and arXiv:2506.19847, eq. 2, read. With PEFT's `use_cayley_neumann=False`;
+    PEFT's
     default is a truncated series of the transpose, R(-v) to first order.
     """
     n, k = W.shape
@@ -19,7 +20,8 @@ def oft(W, *, b=32):
 def boft(W, *, b=4, stages=2, scale=True):
     """BOFT: W' = diag(c) W R^T, R a butterfly of block-diagonal rotations; scale=False leaves c out.
 
-    Source: arXiv:2311.06243, section 4, eq. 1 and 2, read; c is the re-scaled OFT of arXiv:2306.07280, section 3.5, as in PEFT.
+    Source: arXiv:2311.06243, section 4, eq. 1 and 2, read; c is the re-scaled OFT of arXiv:2306.07280, section 3.5,
+    as in PEFT.
     """
     n, k = W.shape
     X = ac.param("X", (stages, ac.divide(k, b), b, b), "zeros")

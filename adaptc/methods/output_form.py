@@ -7,7 +7,8 @@ import adaptc as ac
 def parallel_adapter(x, y, *, d=64, s=1.0):
     """Parallel adapter: y' = y + s relu(x A^T) B^T, A (d, k), B (n, d).
 
-    Source: arXiv:2110.04366 (scaled parallel adapter), checked against the authors' code, not the paper's text. Their layer also
+    Source: arXiv:2110.04366 (scaled parallel adapter), checked against the authors' code, not the paper's text.
+    Their layer also
     has biases, zero at the start, and s = 4 around a whole feed-forward sublayer.
     """
     k, n = x.shape[1], y.shape[1]
@@ -20,7 +21,8 @@ def parallel_adapter(x, y, *, d=64, s=1.0):
 def lora_mixture(x, y, *, experts=2, r=8, alpha=16.0):
     """Mixture of LoRA experts: y' = y + (alpha / r) sum_e softmax(x G^T)_e x A_e^T B_e^T, the gate per token.
 
-    Source: LoRAMoE, arXiv:2312.09979, and MoLoRA, arXiv:2309.05444, checked against both authors' code, not the papers' text.
+    Source: LoRAMoE, arXiv:2312.09979, and MoLoRA, arXiv:2309.05444, checked against both authors' code, not the
+    papers' text.
     """
     k, n = x.shape[1], y.shape[1]
     G = ac.param("G", (experts, k), "kaiming_uniform")

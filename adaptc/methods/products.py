@@ -7,7 +7,8 @@ import adaptc as ac
 def loha(W, *, r=8, alpha=8.0):
     """LoHa: W' = W + (alpha / r) (B1 A1) * (B2 A2), elementwise.
 
-    Source: arXiv:2309.14859, eq. 3 (the idea: FedPara, arXiv:2108.06098, proposition 1), read. A2 starts at zero as in PEFT.
+    Source: arXiv:2309.14859, eq. 3 (the idea: FedPara, arXiv:2108.06098, proposition 1), read. A2 starts at zero as
+    in PEFT.
     """
     n, k = W.shape
     A1, A2 = ac.param("A1", (r, k), "kaiming_uniform"), ac.param("A2", (r, k), "zeros")

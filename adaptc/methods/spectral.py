@@ -7,7 +7,8 @@ import adaptc as ac
 def fourierft(W, *, m=1000, alpha=150.0, seed=777):
     """FourierFT: W' = W + alpha Re(F_n^-1 S F_k^-1), S zero but for m trained entries at random places.
 
-    Source: arXiv:2405.03003, eq. 2 to 4 and algorithm 1, read; the inverse transforms carry 1 / (n k). The paper and PEFT draw
+    Source: arXiv:2405.03003, eq. 2 to 4 and algorithm 1, read; the inverse transforms carry 1 / (n k). The paper and
+    PEFT draw
     c from N(0, 1), so that training starts away from W; here c starts at zero, PEFT's option `init_weights=True`.
     """
     n, k = W.shape
@@ -21,7 +22,8 @@ def fourierft(W, *, m=1000, alpha=150.0, seed=777):
 def c3a(W, *, b=8):
     """C3A: W' = W + blocks of circulant matrices / k, each with its kernel as the first row.
 
-    Source: arXiv:2407.19342, eq. 1, 3 and 4, read; 1 / k as in PEFT. PEFT draws c from a Xavier distribution; here c starts at
+    Source: arXiv:2407.19342, eq. 1, 3 and 4, read; 1 / k as in PEFT. PEFT draws c from a Xavier distribution; here c
+    starts at
     zero. PEFT 0.21.2's gradient of x is wrong (measured: 100 % off); its y and gradient of c are not.
     """
     n, k = W.shape

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from adaptc.errors import LoadError
 from adaptc.initial import Init
 from adaptc.ir.printer import listing
-from adaptc.language import METHODS, Adapter, Equation
+from adaptc.method import METHODS, Adapter, Equation
 from adaptc.nn.inject import adapted_layers, commit
 from adaptc.nn.leaves import Leaves
 from adaptc.nn.linear import AdaptedLinear, require_linear
@@ -49,12 +49,20 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     equations: dict[str, str] = {}
     wholes: dict[str, dict[str, list[int]]] = {}
     for where, layer in adapted_layers(model):
-        entry: dict[str, Any] = {"n": layer.out_features, "k": layer.in_features, "bias": layer.bias is not None}
+        entry: dict[str, Any] = {
+            "n": layer.out_features,
+            "k": layer.in_features,
+            "bias": layer.bias is not None,
+        }
         entry |= {"active": list(layer.active), "equations": {}}
         for name in layer.adapters:
             leaves = layer._leaves(name)
             adapter, equation = leaves.adapter, leaves.equation
-            adapters[name] = {"method": adapter.name, "module": adapter.method.module, "hyper": dict(adapter.hyper)}
+            adapters[name] = {
+                "method": adapter.name,
+                "module": adapter.method.module,
+                "hyper": dict(adapter.hyper),
+            }
             digest = equation_hash(equation)
             equations[digest] = text_form(equation)
             entry["equations"][name] = digest
@@ -70,7 +78,11 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     if not layers:
         raise LoadError("the model has no adapter to save")
     description = {
-        "format": FORMAT, "adapters": adapters, "shared": wholes, "layers": layers, "equations": equations,
+        "format": FORMAT,
+        "adapters": adapters,
+        "shared": wholes,
+        "layers": layers,
+        "equations": equations,
     }
     _write(Path(path), tensors, description)
 
@@ -107,12 +119,21 @@ def load(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
         for name, digest in entry["equations"].items():
             equation = adapters[name].trace(entry["n"], entry["k"])
             _same_equation(equation, digest, description["equations"].get(digest, "<not in the file>"))
-            values = _values(where, name, equation, module, tensors, unused, description["shared"].get(name, {}), drawn)
+            values = _values(
+                where,
+                name,
+                equation,
+                module,
+                tensors,
+                unused,
+                description["shared"].get(name, {}),
+                drawn,
+            )
             for s in equation.leaves:
                 if s.shared and s.trainable:
                     values[s.name] = parameters.setdefault(f"{name}.{s.shared}", nn.Parameter(values[s.name]))
             additions.append((name, Leaves(adapters[name], equation, values)))
-        order = [a for a in entry["active"]]
+        order = list(entry["active"])
         additions.sort(key=lambda a: order.index(a[0]) if a[0] in order else len(order))
         plan[where] = (module, additions)
     if unused:
@@ -122,7 +143,7 @@ def load(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
 
 
 def _install(model: nn.Module, plan: dict[str, Any], active: dict[str, tuple[str, ...]]) -> None:
-    fresh = {}
+    fresh: dict[str, tuple[nn.Module, list[tuple[str, Leaves]]]] = {}
     for where, (module, additions) in plan.items():
         if isinstance(module, AdaptedLinear):
             known = [a for a in additions if a[0] in module.adapters]
@@ -143,7 +164,9 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         description = json.loads((folder / DESCRIPTION).read_text())
         tensors = load_file(folder / TENSORS)
     except FileNotFoundError as error:
-        raise LoadError(f"'{folder}' is no adapter folder: it lacks {Path(error.filename or '').name or TENSORS}") from error
+        raise LoadError(
+            f"'{folder}' is no adapter folder: it lacks {Path(error.filename or '').name or TENSORS}"
+        ) from error
     except (json.JSONDecodeError, SafetensorError, UnicodeDecodeError) as error:
         raise LoadError(f"'{folder}' is damaged: {error}") from error
     missing = [k for k in ("format", "adapters", "layers", "equations", "shared") if k not in description]
@@ -224,7 +247,11 @@ def _values(
 
 
 def _redraw(
-    name: str, equation: Equation, weight: Tensor, wholes: dict[str, list[int]], drawn: dict[str, Tensor]
+    name: str,
+    equation: Equation,
+    weight: Tensor,
+    wholes: dict[str, list[int]],
+    drawn: dict[str, Tensor],
 ) -> dict[str, Tensor]:
     """Leaves that are not stored, drawn again; the others of the same seed are drawn too, to keep the order."""
     values: dict[str, Tensor] = {}

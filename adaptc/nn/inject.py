@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from adaptc.errors import InjectError, MergeError
-from adaptc.language import Adapter, Method
+from adaptc.method import Adapter, Method
 from adaptc.nn.leaves import Leaves
 from adaptc.nn.linear import AdaptedLinear, as_adapter, require_linear, require_no_dropout
 from adaptc.runtime.attach import Wholes, attach
@@ -36,16 +36,19 @@ def find(model: nn.Module, targets: Targets, exclude: Targets | None) -> dict[st
     those whose parent reads their weight without calling them (nn.MultiheadAttention)."""
     modules = dict(model.named_modules(remove_duplicate=False))
     unreached = {f"{n}.out_proj".lstrip(".") for n, m in modules.items() if isinstance(m, nn.MultiheadAttention)}
+    found: dict[str, nn.Module]
     if targets == ALL_LINEAR:
         head = getattr(model, "get_output_embeddings", lambda: None)()
         found = {
-            n: m for n, m in modules.items()
+            n: m
+            for n, m in modules.items()
             if isinstance(m, (nn.Linear, AdaptedLinear)) and m is not head and n not in unreached
         }
     else:
         inside = [n for n, m in modules.items() if isinstance(m, AdaptedLinear)]
         found = {
-            n: m for n, m in modules.items()
+            n: m
+            for n, m in modules.items()
             if n and _matches(n, targets) and not any(n.startswith(f"{i}.") for i in inside)
         }
     found = {n: m for n, m in found.items() if exclude is None or not _matches(n, exclude)}
@@ -149,7 +152,7 @@ def adapter_parameters(model: nn.Module) -> list[nn.Parameter]:
 
 
 def set_active(model: nn.Module, names: str | Sequence[str]) -> None:
-    """Apply these adapters, in this order, on every layer that has them. Raises KeyError for a name that no layer has."""
+    """Apply these adapters, in this order, where a layer has them. Raises KeyError for a name that no layer has."""
     wanted = (names,) if isinstance(names, str) else tuple(names)
     layers = [layer for _, layer in adapted_layers(model)]
     for name in wanted:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from adaptc.language import Adapter, Equation
+from adaptc.method import Adapter, Equation
 from adaptc.runtime.attach import all_leaves, cut
 
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from adaptc.env import options
 from adaptc.errors import InjectError, MergeError, ShapeError, UnsupportedError
-from adaptc.language import Adapter, Method
+from adaptc.method import Adapter, Method
 from adaptc.nn.leaves import Leaves, Originals
 from adaptc.plan.plan import NOMINAL, Plan
 from adaptc.plan.search import plan
@@ -40,7 +40,13 @@ class AdaptedLinear(nn.Module):
     weight: Tensor
     bias: Tensor | None
 
-    def __init__(self, base: nn.Module, adapter: Adapter | Method, name: str = "default", dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        base: nn.Module,
+        adapter: Adapter | Method,
+        name: str = "default",
+        dropout: float = 0.0,
+    ) -> None:
         super().__init__()
         require_linear(base, "the layer")
         require_no_dropout(dropout)
@@ -125,7 +131,8 @@ class AdaptedLinear(nn.Module):
             originals = self._originals()
             return F.linear(x, originals.weight, originals.bias if originals.had_bias else None)  # type: ignore[arg-type]
         if self.disabled or self.merged or not self.active:
-            y: Tensor = self.base(x)
+            base: nn.Module = self.__dict__["base"]
+            y: Tensor = base(x)
             return y
         if x.shape[-1] != self.weight.shape[1]:
             raise ShapeError(f"x has rows of {x.shape[-1]}, the layer takes {self.weight.shape[1]}")
@@ -149,7 +156,7 @@ class AdaptedLinear(nn.Module):
             self._programs[key] = program
         if not any(wants):
             return run(program, x, tensors)
-        y: Tensor = Apply.apply(program, x, *tensors)
+        y: Tensor = Apply.apply(program, x, *tensors)  # type: ignore[no-untyped-call]
         return y
 
     def _reference(self, x: Tensor, tensors: list[Tensor]) -> Tensor:

@@ -14,8 +14,8 @@ from string import ascii_letters
 
 from adaptc.ir.build import contract
 from adaptc.ir.dims import TOKENS, Dim
-from adaptc.ir.expr import Expr, rewrite
 from adaptc.ir.expand import FLAT
+from adaptc.ir.expr import Expr, rewrite
 from adaptc.ir.prims import Contract
 from adaptc.plan.device import Device
 

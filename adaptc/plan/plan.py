@@ -27,7 +27,7 @@ class Task:
 
     def size(self, d: Dim) -> int:
         """A size as a number: the nominal number of tokens, and the values of `at`."""
-        return d if isinstance(d, int) else value(d, {TOKENS: NOMINAL, **dict(self.at)})  # type: ignore[dict-item]
+        return d if isinstance(d, int) else value(d, {TOKENS: NOMINAL, **dict(self.at)})
 
 
 @dataclass(frozen=True)
@@ -81,9 +81,9 @@ class Plan:
         tensors = [e for e in self.inputs if e.role in TOKEN_ROLES] + [k.node for k in self.kept]
         for e in tensors:
             if depends_on_tokens(e):
-                token = token + entries(e.dims, size)  # type: ignore[operator]
+                token = token + entries(e.dims, size)
             else:
-                other = other + entries(e.dims, size)  # type: ignore[operator]
+                other = other + entries(e.dims, size)
         return token, other
 
 

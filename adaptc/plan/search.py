@@ -67,7 +67,9 @@ def evaluate(task: Task, chosen: dict[str, str]) -> tuple[Plan, dict[str, Choice
     moved = sum(ITEM * entries(k.node.dims, task.size) for k in kept)
     seconds += 2 * moved / where.bandwidth
     choices = tuple(trial.met.values())
-    return Plan(task, ordered, tuple(back.items()), kept, choices, seconds), trial.met
+    return Plan(
+        task, ordered, tuple((leaf, back[leaf]) for leaf in task.wrt if leaf in back), kept, choices, seconds
+    ), trial.met
 
 
 def _seconds(task: Task, where: Device, nodes: list[Expr]) -> float:

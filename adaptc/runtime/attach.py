@@ -15,7 +15,7 @@ from adaptc.initial import Init
 from adaptc.ir.dims import Shape, show
 from adaptc.ir.expr import Expr
 from adaptc.ir.prims import Leaf
-from adaptc.language import Equation, LeafSpec, W_leaf
+from adaptc.method import Equation, LeafSpec, W_leaf
 from adaptc.runtime.reference import Evaluator
 
 Generator = torch.Generator | None
@@ -68,7 +68,12 @@ def _to(value: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _value(
-    spec: LeafSpec, W: Tensor, env: Mapping[Expr, Tensor], generator: Generator, wide: torch.dtype, wholes: Wholes
+    spec: LeafSpec,
+    W: Tensor,
+    env: Mapping[Expr, Tensor],
+    generator: Generator,
+    wide: torch.dtype,
+    wholes: Wholes,
 ) -> Tensor:
     size = _numbers(spec.leaf.dims)
     if spec.shared is not None:
@@ -85,7 +90,10 @@ def _value(
     if isinstance(spec.init, Init):
         drawn = draw(spec.init, size, generator, spec)
         if tuple(drawn.shape) != size:
-            raise LeafError(f"'{spec.name}' is {show(size)}, {spec.init} gives {show(tuple(drawn.shape))}", spec.where)
+            raise LeafError(
+                f"'{spec.name}' is {show(size)}, {spec.init} gives {show(tuple(drawn.shape))}",
+                spec.where,
+            )
         return drawn
     if isinstance(spec.init, Expr):
         return Evaluator(env, wide)(spec.init)
@@ -97,7 +105,10 @@ def _called(spec: LeafSpec, W: Tensor, generator: Generator, size: tuple[int, ..
     given = {k: v for k, v in (("W", W), ("generator", generator)) if k in accepted}
     value = torch.as_tensor(spec.init(**given))
     if tuple(value.shape) != size:
-        raise LeafError(f"the initialiser of '{spec.name}' gave {show(tuple(value.shape))}, wanted {show(size)}", spec.where)
+        raise LeafError(
+            f"the initialiser of '{spec.name}' gave {show(tuple(value.shape))}, wanted {show(size)}",
+            spec.where,
+        )
     return value
 
 
@@ -105,10 +116,8 @@ def draw(init: Init, size: tuple[int, ...], generator: Generator, spec: LeafSpec
     """A tensor from a named initialiser, in float32 on the CPU."""
     empty = torch.empty(size)
     match init.name:
-        case "zeros" | "ones":
-            return torch.full(size, float(init.name == "ones"))
-        case "constant":
-            return torch.full(size, init.numbers[0])
+        case "zeros" | "ones" | "constant":
+            return torch.full(size, init.numbers[0] if init.numbers else float(init.name == "ones"))
         case "identity":
             return torch.eye(*size[-2:]).expand(size).clone()
         case "normal":
@@ -123,12 +132,22 @@ def draw(init: Init, size: tuple[int, ...], generator: Generator, spec: LeafSpec
             return torch.nn.init.orthogonal_(empty, generator=generator)
         case "paired_kaiming":
             if size[-1] % 2:
-                raise LeafError(f"'{spec.name}': paired_kaiming needs an even number of columns, got {size[-1]}", spec.where)
+                raise LeafError(
+                    f"'{spec.name}': paired_kaiming needs an even number of columns, got {size[-1]}",
+                    spec.where,
+                )
             half = _kaiming((*size[:-1], size[-1] // 2), math.sqrt(5), generator)
             return half.repeat_interleave(2, -1)
         case _:
             a = init.numbers[0] if init.numbers else math.sqrt(5)
             return _kaiming(size, a, generator)
+
+
+def _paired(size: tuple[int, ...], generator: Generator, spec: LeafSpec) -> Tensor:
+    """Columns 0 and 1 equal, 2 and 3 equal, ...: reflections in them cancel."""
+    if size[-1] % 2:
+        raise LeafError(f"'{spec.name}': paired_kaiming needs an even number of columns, got {size[-1]}", spec.where)
+    return _kaiming((*size[:-1], size[-1] // 2), math.sqrt(5), generator).repeat_interleave(2, -1)
 
 
 def _kaiming(size: tuple[int, ...], a: float, generator: Generator) -> Tensor:

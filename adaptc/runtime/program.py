@@ -23,8 +23,8 @@ from adaptc.codegen.types import Types, wide
 from adaptc.env import options
 from adaptc.ir.check import check
 from adaptc.ir.expr import postorder
-from adaptc.ir.printer import formula
 from adaptc.ir.prims import Leaf
+from adaptc.ir.printer import formula
 from adaptc.plan.plan import Plan, Task
 from adaptc.plan.search import plan
 from adaptc.runtime.stack import Stack
@@ -96,7 +96,8 @@ def build(stack: Stack, signature: Signature, device: str) -> Program:
     chosen = plan(task_of(stack, wants, device))
     program = assemble(chosen, stack, dtypes)
     if options().debug:
-        print(f"adaptc: built {stack.equations[0].adapter.name} {stack.n}x{stack.k} in {time.perf_counter() - start:.2f} s")
+        seconds = time.perf_counter() - start
+        print(f"adaptc: built {stack.equations[0].adapter.name} {stack.n}x{stack.k} in {seconds:.2f} s")
     return program
 
 
@@ -120,7 +121,11 @@ def assemble(chosen: Plan, stack: Stack, dtypes: Sequence[str]) -> Program:
         return Program(chosen, forward, None, _positions(used, arguments), (), (), False)
     inputs = [a for a in arguments if a in set(chosen.inputs)]
     back_types = Types(types.token, types.wide, {**given, **{e: types[e] for e in kept}, stack.gy: dtypes[0]})
-    back_arguments = [("gy", stack.gy), *((names[a], a) for a in inputs), *((f"kept{j}", e) for j, e in enumerate(kept))]
+    back_arguments = [
+        ("gy", stack.gy),
+        *((names[a], a) for a in inputs),
+        *((f"kept{j}", e) for j, e in enumerate(kept)),
+    ]
     gradients = [(g, given[leaf]) for leaf, g in chosen.gradients]
     backward = emit(f"{name}_backward", back_arguments, gradients, back_types, head)
     return Program(
@@ -156,7 +161,7 @@ class Apply(torch.autograd.Function):
         return y.reshape(*x.shape[:-1], y.shape[-1])
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
         program: Program = ctx.program
         saved = ctx.saved_tensors
@@ -179,12 +184,19 @@ def run(program: Program, x: Tensor, tensors: Sequence[Tensor]) -> Tensor:
 @functools.lru_cache(maxsize=512)
 def weight_program(stack: Stack, dtypes: tuple[str, ...], device: str) -> Callable[..., tuple[Tensor, ...]]:
     """(W, bias, leaves...) -> (W', bias') in float32 or wider, each planned as a forward of its own."""
-    assert stack.weight is not None and stack.bias is not None
+    assert stack.weight is not None
+    assert stack.bias is not None
     arguments = stack.arguments[1:]
     given = dict(zip(arguments, dtypes, strict=True))
     dtype = wide([d for d in dtypes if "int" not in d])
     types = Types(dtype, dtype, dict(given))
     roots = [plan(Task(e, stack.gy, (), device)).y for e in (stack.weight, stack.bias)]
     head = formula(stack.weight)
-    source = emit("adapted_weight", [(argument(a), a) for a in arguments], [(r, dtype) for r in roots], types, head)
+    source = emit(
+        "adapted_weight",
+        [(argument(a), a) for a in arguments],
+        [(r, dtype) for r in roots],
+        types,
+        head,
+    )
     return load(source)

@@ -29,7 +29,7 @@ _REAL = {torch.complex64: torch.float32, torch.complex128: torch.float64}
 class Evaluator:
     """Values of expressions over given leaves. dtype: what constants and transforms are computed in."""
 
-    def __init__(self, leaves: Mapping[Expr, Tensor], dtype: torch.dtype, rows: int = 0) -> None:
+    def __init__(self, leaves: Mapping[Any, Tensor], dtype: torch.dtype, rows: int = 0) -> None:
         self.values: dict[Expr, Any] = dict(leaves)
         self.dtype, self.rows = dtype, rows
         self.device = next(iter(leaves.values())).device if leaves else torch.device("cpu")
@@ -129,7 +129,11 @@ def _put(ev: Evaluator, e: Put) -> Tensor:
 
 
 def _transform(ev: Evaluator, e: Transform) -> Tensor:
-    calls: dict[str, Callable[..., Tensor]] = {"fft": torch.fft.fft, "ifft": torch.fft.ifft, "hadamard": walsh_hadamard}
+    calls: dict[str, Callable[..., Tensor]] = {
+        "fft": torch.fft.fft,
+        "ifft": torch.fft.ifft,
+        "hadamard": walsh_hadamard,
+    }
     return calls[e.name](ev.values[e.x], dim=e.axis)
 
 
@@ -143,7 +147,7 @@ def _add(ev: Evaluator, e: Any) -> Tensor:
     total = ev.values[e.terms[0]]
     for t in e.terms[1:]:
         total = total + ev.values[t]
-    return total  # type: ignore[no-any-return]
+    return total
 
 
 def _factor(ev: Evaluator, e: Factor) -> Tensor:
@@ -187,4 +191,3 @@ RULES: dict[str, Callable[[Evaluator, Any], Any]] = {
     "Factor": _factor,
 }
 """One rule per node. `Initial` is only met while the leaves have their initial values."""
-

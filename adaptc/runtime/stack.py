@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import Any
 
 from adaptc.errors import EquationError
 from adaptc.ir.algebra import linear
@@ -12,7 +13,7 @@ from adaptc.ir.dims import TOKENS
 from adaptc.ir.expr import Expr, substitute
 from adaptc.ir.prims import Leaf
 from adaptc.ir.rules import simplify
-from adaptc.language import Adapter, Equation, W_leaf, bias_leaf, x_leaf, y_leaf
+from adaptc.method import Adapter, Equation, W_leaf, bias_leaf, x_leaf, y_leaf
 from adaptc.runtime.attach import all_leaves
 
 
@@ -62,7 +63,7 @@ def stack(adapters: tuple[Adapter, ...], n: int, k: int, has_bias: bool) -> Stac
     for position, adapter in enumerate(adapters):
         equation = adapter.trace(n, k)
         leaves = all_leaves(equation)
-        mine = {leaf: _rename(leaf, position) for leaf in leaves}
+        mine: dict[Any, Leaf] = {leaf: _rename(leaf, position) for leaf in leaves}
         now: dict[Expr, Expr] = {**mine, W_leaf(n, k): weight, bias_leaf(n): bias}
         if equation.output is not None:
             now[y_leaf(n)] = output if output is not None else linear(x_leaf(k), weight, bias)

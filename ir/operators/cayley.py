@@ -40,5 +40,3 @@ class Cayley(AbstractOperator):
     @classmethod
     def sample(cls, rows: int, cols: int, make: Make, rng: Random) -> Expr | None:
         return cls(make(rows, cols)) if rows == cols else None
-
-

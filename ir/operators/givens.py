@@ -39,9 +39,7 @@ class Givens(AbstractOperator):
 
     def infer(self) -> tuple[Shape, Kind]:
         if not (same_shape(self.i.dims, self.j.dims) and same_shape(self.i.dims, self.theta.dims)):
-            raise ShapeError(
-                f"givens: i is {show(self.i.dims)}, j {show(self.j.dims)}, theta {show(self.theta.dims)}"
-            )
+            raise ShapeError(f"givens: i is {show(self.i.dims)}, j {show(self.j.dims)}, theta {show(self.theta.dims)}")
         return (self.k, self.k), "real"
 
     def as_matrix(self) -> Expr:

@@ -9,7 +9,7 @@ from typing import Any
 import sympy
 
 from adaptc.errors import ShapeError
-from adaptc.ir.build import constant, batched, take
+from adaptc.ir.build import batched, constant, take
 from adaptc.ir.dims import Dim, Shape, show
 from adaptc.ir.expr import Expr, Kind
 from adaptc.ir.operator import AbstractOperator, Make

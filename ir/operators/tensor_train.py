@@ -29,11 +29,18 @@ class TensorTrain(AbstractOperator):
     def infer(self) -> tuple[Shape, Kind]:
         shapes = [c.dims for c in self.cores]
         if not shapes or any(len(s) != 4 for s in shapes) or shapes[0][0] != 1 or shapes[-1][3] != 1:
-            raise ShapeError(f"tensor_train needs cores (r, p, q, r') from rank 1 to 1, got {' '.join(map(show, shapes))}")
+            raise ShapeError(
+                f"tensor_train needs cores (r, p, q, r') from rank 1 to 1, got {' '.join(map(show, shapes))}"
+            )
         for left, right in zip(shapes, shapes[1:], strict=False):
             if not same(left[3], right[0]):
-                raise ShapeError(f"tensor_train: cores {show(left)} and {show(right)} do not meet: {left[3]} is not {right[0]}")
-        return (product(tuple(s[1] for s in shapes)), product(tuple(s[2] for s in shapes))), self.cores[0].kind
+                raise ShapeError(
+                    f"tensor_train: cores {show(left)} and {show(right)} do not meet: {left[3]} is not {right[0]}"
+                )
+        return (
+            product(tuple(s[1] for s in shapes)),
+            product(tuple(s[2] for s in shapes)),
+        ), self.cores[0].kind
 
     def _letters(self) -> tuple[str, str, str]:
         t = len(self.cores)
