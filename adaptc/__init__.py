@@ -65,9 +65,12 @@ from adaptc.nn.inject import (
     unmerge,
 )
 from adaptc.nn.linear import AdaptedLinear
+from adaptc.nn.summary import Summary, summary
 from adaptc.verify import verify
 
 __all__ = [
+    "Summary",
+    "summary",
     "AdaptedLinear",
     "Adapter",
     "Method",

@@ -75,7 +75,7 @@ def main() -> None:
 def _row(method: Method) -> dict[str, Any]:
     text, equation = symbolic(method())
     doc = " ".join((method.__doc__ or "").split())
-    source = doc.partition("Source: ")[2].partition(",")[0].partition(" (")[0].strip(" .")
+    source = "arXiv:" + doc.partition("arXiv:")[2][:10]
     trained = [f"{s.name} {tuple(map(str, s.leaf.dims))}".replace("'", "") for s in equation.leaves if s.trainable]
     return {
         "name": method.name, "equation": text, "source": source, "parameters": trained,
@@ -84,11 +84,15 @@ def _row(method: Method) -> dict[str, Any]:
 
 
 @main.command("list")
+@click.option("--markdown", is_flag=True, help="Print the table of the README.")
 @as_json
 @reported
-def list_methods(as_json: bool) -> None:
+def list_methods(as_json: bool, markdown: bool) -> None:
     """List the catalogue: name, equation, source, trained leaves."""
     rows = [_row(m) for m in catalogue().values()]
+    if markdown:
+        click.echo(markdown_table(rows))
+        return
     if as_json:
         _say(rows)
         return
@@ -98,6 +102,16 @@ def list_methods(as_json: bool) -> None:
     for row in rows:
         table.add_row(row["name"], row["equation"], row["source"], ", ".join(row["parameters"]))
     Console(highlight=False).print(table)
+
+
+def markdown_table(rows: list[dict[str, Any]]) -> str:
+    """Name, equation and source as Markdown."""
+    lines = ["| method | equation | source |", "|---|---|---|"]
+    for row in rows:
+        text = row["equation"].partition("    [")[0]
+        short = text if len(text) <= 68 else text[:65] + "..."
+        lines.append(f"| {row['name']} | `{short}` | {row['source']} |")
+    return "\n".join(lines)
 
 
 @main.command()

@@ -1,0 +1,5 @@
+"""`python -m adaptc`."""
+
+from adaptc.cli import main
+
+main()

@@ -1,0 +1,74 @@
+"""What adapters a model carries, and what they hold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from adaptc.nn.inject import adapted_layers, adapter_parameters
+from adaptc.nn.linear import AdaptedLinear
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One row a layer: name, sizes, adapters (active first), trained parameters, frozen entries, state, bytes of
+    originals kept for unmerging. Shared leaves count once in the totals."""
+
+    rows: tuple[dict[str, Any], ...]
+    trainable: int
+    parameters: int
+    original_bytes: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return {
+            "layers": list(self.rows),
+            "trainable": self.trainable,
+            "parameters": self.parameters,
+            "original bytes": self.original_bytes,
+        }
+
+    def __str__(self) -> str:
+        console = Console(width=118, highlight=False)
+        with console.capture() as capture:
+            console.print(self)
+        return capture.get()
+
+    def __rich__(self) -> Table:
+        share = 100 * self.trainable / max(self.parameters, 1)
+        title = f"{len(self.rows)} adapted layers; {self.trainable:,} of {self.parameters:,} parameters are trained ({share:.2f} %)"
+        if self.original_bytes:
+            title += f"; {self.original_bytes:,} bytes kept for unmerging"
+        table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+        for column in ("layer", "n x k", "adapters", "trained", "state"):
+            table.add_column(column, overflow="fold")
+        for r in self.rows:
+            table.add_row(r["layer"], f"{r['n']} x {r['k']}", ", ".join(r["adapters"]), f"{r['trained']:,}", r["state"])
+        return table
+
+
+def summary(model: nn.Module) -> Summary:
+    """The adapters of a model, layer by layer. A model without any gives an empty one."""
+    rows = tuple(_row(name, layer) for name, layer in adapted_layers(model))
+    trained = sum(p.numel() for p in adapter_parameters(model))
+    return Summary(rows, trained, sum(p.numel() for p in model.parameters()), sum(r["original bytes"] for r in rows))
+
+
+def _row(name: str, layer: AdaptedLinear) -> dict[str, Any]:
+    order = (*layer.active, *(a for a in layer.adapters if a not in layer.active))
+    shown = [f"{a}: {layer._leaves(a).adapter}" + ("" if a in layer.active else " (inactive)") for a in order]
+    state = "merged" if layer.merged else "disabled" if layer.disabled else "active"
+    return {
+        "layer": name,
+        "n": layer.out_features,
+        "k": layer.in_features,
+        "adapters": shown,
+        "trained": sum(p.numel() for p in layer.adapters.parameters()),
+        "frozen": sum(b.numel() for b in layer.adapters.buffers()),
+        "state": state,
+        "original bytes": layer.originals.nbytes if "originals" in layer._modules else 0,
+    }
