@@ -37,6 +37,10 @@ class ShapeError(EquationError, ValueError):
     """Two sizes that must agree do not."""
 
 
+class DtypeError(AdaptcError, TypeError):
+    """A tensor has a dtype that cannot be used here."""
+
+
 class SymbolicSizeError(EquationError, TypeError):
     """A symbolic size was asked for a number, a truth value or an order."""
 
@@ -45,8 +49,8 @@ class LeafError(EquationError, ValueError):
     """A leaf is declared twice, never used, or badly named."""
 
 
-class HyperparameterError(AdaptcError, TypeError):
-    """An unknown, missing or ill-typed hyper-parameter."""
+class HyperparameterError(EquationError, TypeError):
+    """An unknown, missing or ill-typed hyper-parameter; the place is the method's."""
 
 
 class UnsupportedError(AdaptcError):

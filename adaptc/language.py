@@ -11,8 +11,8 @@ from adaptc.errors import EquationError, LeafError, ShapeError, user_location
 from adaptc.initial import as_init
 from adaptc.ir import algebra, build
 from adaptc.ir.dims import Dim, Size, as_dim, as_shape, quotient, same_shape, show
-from adaptc.ir.expr import Expr, postorder
-from adaptc.ir.matrix import Factor, Initial
+from adaptc.ir.expr import Expr
+from adaptc.ir.matrix import ATTACH, Factor, Initial
 from adaptc.ir.prims import Leaf
 from adaptc.ir.rules import simplify
 from adaptc.method import RESERVED, LeafSpec, current_trace
@@ -45,6 +45,9 @@ def _declare(
     leaf = Leaf(name, size, "param" if trainable else "frozen", kind)
     if isinstance(start, Expr) and not same_shape(start.dims, size):
         raise ShapeError(f"leaf '{name}' is {show(size)}, its initial value {show(start.dims)}")
+    late = _later(start, ("token", "output")) if isinstance(start, Expr) else []
+    if late:
+        raise EquationError(f"leaf '{name}' starts from '{late[0]}', which does not exist when adapters are attached")
     where = user_location()
     known = None if dtype is None else str(dtype).removeprefix("torch.")
     trace.leaves[name] = LeafSpec(leaf, trainable, start, where, shared, seed, store, known)
@@ -116,14 +119,23 @@ def _least(n: Dim, k: Dim) -> Dim:
 
 
 def _attach_matrix(M: Expr, what: str) -> tuple[Dim, Dim]:
-    late = [e.name for e in postorder(M) if isinstance(e, Leaf) and e.role in ("param", "token", "output")]
-    if late and not isinstance(M, Initial):
+    late = _later(M, ("param", "token", "output"))
+    if late:
         raise EquationError(
             f"{what} needs a value that exists at attach time, but '{late[0]}' changes later: use initial()"
         )
     if M.ndim != 2:
         raise ShapeError(f"{what} needs a matrix, got {show(M.dims)}")
     return M.dims[0], M.dims[1]
+
+
+def _later(M: Expr, roles: tuple[str, ...]) -> list[str]:
+    """Names of leaves of these roles that M's value changes with."""
+    if isinstance(M, ATTACH):
+        return []
+    if isinstance(M, Leaf):
+        return [M.name] if M.role in roles else []
+    return [name for child in M.children for name in _later(child, roles)]
 
 
 def detach(expr: Expr) -> Expr:

@@ -28,7 +28,7 @@ from adaptc.ir.rules import simplify
 from adaptc.ir.sympy_bridge import to_sympy
 
 ARGUMENTS = ("W", "bias", "x", "y")
-RESERVED = (*ARGUMENTS, "gy", "layer")
+RESERVED = (*ARGUMENTS, "gy", "layer", "training")
 METHODS: dict[str, list[Method]] = {}
 """Every method that has been declared, by name; a name may be declared in several modules."""
 
@@ -159,7 +159,7 @@ class Method:
                 if p.name in ARGUMENTS:
                     raise EquationError(f"method '{self.name}': the keyword '{p.name}' is reserved", self.where)
                 defaults[p.name] = p.default
-            elif p.name in ARGUMENTS:
+            elif p.name in ARGUMENTS and p.kind is p.POSITIONAL_OR_KEYWORD:
                 arguments.append(p.name)
             else:
                 raise EquationError(
@@ -179,12 +179,22 @@ class Method:
             if name not in self.defaults:
                 near = difflib.get_close_matches(name, self.defaults, 1)
                 hint = f"did you mean '{near[0]}'?" if near else f"it has {', '.join(self.defaults) or 'none'}"
-                raise HyperparameterError(f"method '{self.name}' has no hyper-parameter '{name}': {hint}")
-        bound = {**self.defaults, **{k: _plain(k, v) for k, v in hyper.items()}}
+                raise HyperparameterError(f"method '{self.name}' has no hyper-parameter '{name}': {hint}", self.where)
+        bound = {**self.defaults, **{k: self._plain(k, v) for k, v in hyper.items()}}
         missing = [k for k, v in bound.items() if v is inspect.Parameter.empty and k != "layer"]
         if missing:
-            raise HyperparameterError(f"method '{self.name}' needs {', '.join(missing)}")
+            raise HyperparameterError(f"method '{self.name}' needs {', '.join(missing)}", self.where)
         return Adapter(self, tuple(bound.items()))
+
+    def _plain(self, name: str, value: Any) -> Any:
+        """Hyper-parameters are numbers, strings, None and tuples of them: they are written to files."""
+        if isinstance(value, (list, tuple)):
+            return tuple(self._plain(name, v) for v in value)
+        if value is None or isinstance(value, (bool, int, float, str)):
+            return value
+        raise HyperparameterError(
+            f"method '{self.name}': '{name}' must be a number, string or tuple, got {type(value).__name__}", self.where
+        )
 
     def __reduce__(self) -> str:
         return self.__qualname__
@@ -192,15 +202,6 @@ class Method:
     def __repr__(self) -> str:
         inside = ", ".join(f"{k}={v!r}" for k, v in self.defaults.items())
         return f"{self.name}({inside})"
-
-
-def _plain(name: str, value: Any) -> Any:
-    """Hyper-parameters are numbers, strings, None and tuples of them: they are written to files."""
-    if isinstance(value, (list, tuple)):
-        return tuple(_plain(name, v) for v in value)
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    raise HyperparameterError(f"hyper-parameter '{name}' must be a number, string or tuple, got {type(value).__name__}")
 
 
 def adapter(function: Callable[..., Any] | None = None, *, identity: bool = True) -> Any:
@@ -215,12 +216,18 @@ def adapter(function: Callable[..., Any] | None = None, *, identity: bool = True
     return Method(function, identity)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Adapter:
-    """A method with its hyper-parameters bound: hashable, printable, picklable."""
+    """A method with its hyper-parameters bound: hashable, printable, picklable. r=3 and r=3.0 are two adapters."""
 
     method: Method
     hyper: tuple[tuple[str, Any], ...]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Adapter) and self.method is other.method and repr(self) == repr(other)
+
+    def __hash__(self) -> int:
+        return hash((id(self.method), repr(self)))
 
     @property
     def name(self) -> str:

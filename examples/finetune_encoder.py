@@ -94,7 +94,7 @@ def measure(model: Classifier, method: str, steps: Data, test: Data, bar: Progre
     labels = torch.cat([labels for _, labels in test])
     return {
         "method": method,
-        "equation": str(adapter.equation) if adapter else "W' = W",
+        "equation": adapter.formula if adapter else "W' = W",
         "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "accuracy_before": (before.argmax(1) == labels).float().mean().item(),
         "accuracy_after": (after.argmax(1) == labels).float().mean().item(),

@@ -115,8 +115,8 @@ def _transform(node: Transform, g: Expr) -> Pairs:
 
 
 def _solve(node: Solve, g: Expr) -> Pairs:
-    gB = Solve(transpose_last(node.A), g)
-    return [(node.B, gB), (node.A, scale(-1, batched("...ij,...kj->...ik", gB, node)))]
+    gB = Solve(transpose_last(conj(node.A)), g)
+    return [(node.B, gB), (node.A, scale(-1, batched("...ij,...kj->...ik", gB, conj(node))))]
 
 
 def _cholesky(node: Cholesky, g: Expr) -> Pairs:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import adaptc as ac
 from adaptc.errors import LeafError, ShapeError
 from adaptc.ir.expr import Expr, postorder
-from adaptc.language import Adapter, Method, W_leaf, bias_leaf, x_leaf, y_leaf
+from adaptc.method import Adapter, Method, W_leaf, bias_leaf, x_leaf, y_leaf
 from adaptc.methods import catalogue
 from adaptc.nn.linear import AdaptedLinear
 from adaptc.runtime.attach import cut

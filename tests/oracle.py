@@ -43,9 +43,7 @@ def evaluate(root: Expr, values: dict[Expr, torch.Tensor], rows: int = 0) -> tor
     return Evaluator(values, torch.float64, rows=rows)(root)
 
 
-def autograd(
-    value: torch.Tensor, gy: torch.Tensor, inputs: Sequence[torch.Tensor]
-) -> list[torch.Tensor]:
+def autograd(value: torch.Tensor, gy: torch.Tensor, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """Gradients of <value, gy> by torch, zeros where there are none."""
     if not value.requires_grad:
         return [torch.zeros_like(t) for t in inputs]
@@ -249,11 +247,7 @@ def _places(at: tuple[int, ...]) -> dict[Any, Any]:
 
 def _contract(e: Any, known: dict[Expr, Any]) -> Any:
     inputs, out = e.terms
-    sizes = {
-        c: d
-        for t, op in zip(inputs, e.operands, strict=True)
-        for c, d in zip(t, op.dims, strict=True)
-    }
+    sizes = {c: d for t, op in zip(inputs, e.operands, strict=True) for c, d in zip(t, op.dims, strict=True)}
     total = _over([sizes[c] for c in out], lambda at: sympy.Integer(0))
     for place in product(*(range(d) for d in sizes.values())):
         at = dict(zip(sizes, place, strict=True))
@@ -267,15 +261,12 @@ def _contract(e: Any, known: dict[Expr, Any]) -> Any:
 def _map(e: Any, known: dict[Expr, Any]) -> Any:
     symbols = [sympy.Symbol(f"a{j}", real=True) for j in range(len(e.args))]
     args = [np.broadcast_to(known[t], e.dims) for t in e.args]
-    return _over(
-        e.dims, lambda at: e.fn.xreplace({s: a[at] for s, a in zip(symbols, args, strict=True)})
-    )
+    return _over(e.dims, lambda at: e.fn.xreplace({s: a[at] for s, a in zip(symbols, args, strict=True)}))
 
 
 def _gathered(e: Any, index: Any, at: tuple[int, ...], known: dict[Expr, Any]) -> tuple[int, ...]:
     return tuple(
-        int(known[i.table][at[i.axis]]) if isinstance(i, tuple) else int(i.xreplace(_places(at)))
-        for i in index
+        int(known[i.table][at[i.axis]]) if isinstance(i, tuple) else int(i.xreplace(_places(at))) for i in index
     )
 
 

@@ -10,6 +10,7 @@ from random import Random
 import sympy
 import torch
 
+import adaptc as ac
 from adaptc.ir import algebra, build
 from adaptc.ir.dims import TOKENS, value
 from adaptc.ir.expr import Expr, postorder, substitute
@@ -19,6 +20,7 @@ from adaptc.ir.prims import INDEX, Leaf
 from adaptc.ir.rules import Rule
 
 ROWS = 5  # of x in every test
+DEPTH = 4  # of a random adapter
 ARITY = {name: len(fn.free_symbols) for name, fn in ELEMENTWISE.items()}
 POSITIVE = ("log", "sqrt")  # defined for positive numbers alone
 BOUNDED = ("exp",)  # grows too fast for nested expressions
@@ -77,9 +79,7 @@ def draw_values(*roots: Expr, seed: int = 0) -> dict[Expr, torch.Tensor]:
 class Draws:
     """Random real expressions: a method draws one of the asked shape, at most `depth` deep."""
 
-    def __init__(
-        self, rng: Random, weight: Expr | None = None, tokens: tuple[Expr, ...] = (), first: int = 0
-    ) -> None:
+    def __init__(self, rng: Random, weight: Expr | None = None, tokens: tuple[Expr, ...] = (), first: int = 0) -> None:
         self.rng = rng
         self.weight = weight
         self.starts = tokens
@@ -334,3 +334,43 @@ PRODUCTIONS = (
     Draws.transpose,
 )
 TOKENWISE = (Draws.linear, Draws.linear, Draws.gate, Draws.bent, Draws.cut)
+
+
+# --------------------------------------------------------------------------- random adapters
+
+
+def declare(*results):
+    """Make every leaf of drawn expressions a leaf of the adapter."""
+    for leaf in leaves(*results):
+        if leaf.kind == "integer":
+            start = lambda generator, leaf=leaf: draw_leaf(leaf, generator)  # noqa: E731
+            ac.frozen(leaf.name, leaf.dims, start, dtype="int64", seed=0)
+        elif leaf.role == "param":
+            ac.param(leaf.name, leaf.dims, ac.uniform(-1, 1))
+
+
+@ac.adapter(identity=False)
+def weight_form(W, *, seed):
+    """W' of anything."""
+    e = Draws(Random(seed), W).matrix(*W.shape, DEPTH)
+    declare(e)
+    return e
+
+
+@ac.adapter(identity=False)
+def bias_form(W, bias, *, seed):
+    """W' and bias'."""
+    draws = Draws(Random(seed), W)
+    results = draws.matrix(*W.shape, DEPTH - 1), bias * draws.vector(W.shape[0], 2) - 1
+    declare(*results)
+    return results
+
+
+@ac.adapter(identity=False)
+def output_form(W, bias, x, y, *, seed):
+    """y' of the output so far, x, W and the bias."""
+    draws = Draws(Random(seed), W, (x, y))
+    rows = draws.tokens(W.shape[0], DEPTH - 1)
+    e = draws.leaf() * y + rows + algebra.linear(x, W, bias * draws.leaf(W.shape[0]))
+    declare(e)
+    return e

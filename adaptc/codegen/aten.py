@@ -46,10 +46,15 @@ from adaptc.plan.plan import reach
 _OURS = re.compile(r"t\d+|kept\d+|tables|torch|rows|gy|walsh_hadamard|.*_(float|bfloat|complex|int)\d+")
 
 
-def argument(leaf: Leaf) -> str:
-    """The name of a leaf in generated text: its own, unless Python or this module uses it."""
-    taken = keyword.iskeyword(leaf.name) or _OURS.fullmatch(leaf.name)
-    return f"{leaf.name}_leaf" if taken else leaf.name
+def argument_names(leaves: Sequence[Leaf]) -> dict[Leaf, str]:
+    """The names of leaves in generated text: their own, unless Python, this module or another leaf uses it."""
+    names: dict[Leaf, str] = {}
+    for leaf in leaves:
+        name = leaf.name.replace(".", "_of_")
+        while keyword.iskeyword(name) or _OURS.fullmatch(name) or name in names.values():
+            name += "_leaf"
+        names[leaf] = name
+    return names
 
 
 def emit(

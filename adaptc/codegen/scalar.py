@@ -23,7 +23,7 @@ _CALLS = {
     "magnitude": "torch.abs({})",
     "larger": "torch.maximum({}, {})",
     "root": "torch.sqrt({})",
-    "inverse_root": "torch.rsqrt({0}).nan_to_num_(posinf=0.0)",
+    "inverse_root": "torch.rsqrt({0}).masked_fill({0} == 0, 0.0)",
     "floor": "torch.floor({})",
     "re": "torch.real({})",
     "conjugate": "torch.conj({})",

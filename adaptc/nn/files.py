@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +19,20 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from adaptc.errors import LoadError
+from adaptc.errors import AdaptcError, InjectError, LoadError
 from adaptc.initial import Init
+from adaptc.ir.prims import Leaf
 from adaptc.ir.printer import listing
-from adaptc.method import METHODS, Adapter, Equation
+from adaptc.method import METHODS, Adapter, Equation, LeafSpec
+from adaptc.nn.description import FORMAT, AdapterEntry, Description, LayerEntry, parse
 from adaptc.nn.inject import adapted_layers, commit
 from adaptc.nn.leaves import Leaves
 from adaptc.nn.linear import AdaptedLinear, require_linear
-from adaptc.runtime.attach import all_leaves, draw, leaf_dtype
+from adaptc.runtime.attach import all_leaves, default_dtype, draw, leaf_dtype
+from adaptc.runtime.stack import stack
 
-FORMAT = 1
+Additions = dict[str, tuple[nn.Module, list[tuple[str, Leaves]]]]
+Wholes = Mapping[str, tuple[int, ...]]
 TENSORS, DESCRIPTION = "adapter.safetensors", "adapter.json"
 
 
@@ -107,51 +113,37 @@ def load(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
     imported, a changed equation (both are printed), a layer, a size, a tensor. The model is then as it was.
     """
     description, tensors = _read(Path(path))
-    adapters = {name: _adapter(name, entry) for name, entry in description["adapters"].items()}
+    adapters = {name: _adapter(name, entry) for name, entry in description.adapters.items()}
     modules = dict(model.named_modules())
-    drawn: dict[str, Tensor] = {}
-    parameters: dict[str, nn.Parameter] = {}
-    unused = set(tensors)
-    plan: dict[str, tuple[nn.Module, list[tuple[str, Leaves]]]] = {}
-    for where, entry in description["layers"].items():
+    reader = _Reader(description, tensors)
+    plan: Additions = {}
+    for where, entry in description.layers.items():
         module = _layer(modules, where, entry)
-        additions = []
-        for name, digest in entry["equations"].items():
-            equation = adapters[name].trace(entry["n"], entry["k"])
-            _same_equation(equation, digest, description["equations"].get(digest, "<not in the file>"))
-            values = _values(
-                where,
-                name,
-                equation,
-                module,
-                tensors,
-                unused,
-                description["shared"].get(name, {}),
-                drawn,
-            )
-            for s in equation.leaves:
-                if s.shared and s.trainable:
-                    values[s.name] = parameters.setdefault(f"{name}.{s.shared}", nn.Parameter(values[s.name]))
-            additions.append((name, Leaves(adapters[name], equation, values)))
-        order = list(entry["active"])
-        additions.sort(key=lambda a: order.index(a[0]) if a[0] in order else len(order))
-        plan[where] = (module, additions)
-    if unused:
-        raise LoadError(f"the file holds '{sorted(unused)[0]}', which no layer of the description uses")
-    _install(model, plan, {w: tuple(e["active"]) for w, e in description["layers"].items()})
+        order = [*entry.active, *(a for a in entry.equations if a not in entry.active)]
+        plan[where] = (module, [(a, reader.leaves(where, a, adapters[a], entry, module)) for a in order])
+        _composes(where, [adapters[a] for a in entry.active], entry)
+    if reader.unused:
+        raise LoadError(f"the file holds '{sorted(reader.unused)[0]}', which no layer of the description uses")
+    _install(model, plan, {where: entry.active for where, entry in description.layers.items()})
     return model
 
 
-def _install(model: nn.Module, plan: dict[str, Any], active: dict[str, tuple[str, ...]]) -> None:
-    fresh: dict[str, tuple[nn.Module, list[tuple[str, Leaves]]]] = {}
+def _composes(where: str, adapters: list[Adapter], entry: LayerEntry) -> None:
+    try:
+        stack(tuple(adapters), entry.n, entry.k, entry.bias)
+    except AdaptcError as error:
+        raise LoadError(f"the active adapters of '{where}' do not go together: {error}") from error
+
+
+def _install(model: nn.Module, plan: Additions, active: dict[str, tuple[str, ...]]) -> None:
+    fresh: Additions = {}
     for where, (module, additions) in plan.items():
-        if isinstance(module, AdaptedLinear):
-            known = [a for a in additions if a[0] in module.adapters]
-            for name, leaves in known:
-                module.adapters[name] = leaves
-            fresh[where] = (module, [a for a in additions if a not in known])
-        else:
-            fresh[where] = (module, additions)
+        fresh[where] = (module, [])
+        for name, leaves in additions:
+            if isinstance(module, AdaptedLinear) and name in module.adapters:
+                module._leaves(name).take(leaves)
+            else:
+                fresh[where][1].append((name, leaves))
     commit(model, fresh)
     for where, names in active.items():
         layer = model.get_submodule(where)
@@ -159,33 +151,29 @@ def _install(model: nn.Module, plan: dict[str, Any], active: dict[str, tuple[str
         layer.active = names
 
 
-def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _read(folder: Path) -> tuple[Description, dict[str, Tensor]]:
     try:
-        description = json.loads((folder / DESCRIPTION).read_text())
+        raw = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
         tensors = load_file(folder / TENSORS)
-    except FileNotFoundError as error:
-        raise LoadError(
-            f"'{folder}' is no adapter folder: it lacks {Path(error.filename or '').name or TENSORS}"
-        ) from error
-    except (json.JSONDecodeError, SafetensorError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise LoadError(f"cannot read the adapter folder '{folder}': {error}") from error
+    except (ValueError, RecursionError, SafetensorError) as error:
         raise LoadError(f"'{folder}' is damaged: {error}") from error
-    missing = [k for k in ("format", "adapters", "layers", "equations", "shared") if k not in description]
-    if missing:
-        raise LoadError(f"'{folder / DESCRIPTION}' has no '{missing[0]}'")
-    if description["format"] != FORMAT:
-        raise LoadError(f"the file has format {description['format']}, this release reads {FORMAT}")
-    return description, tensors
+    return parse(raw), tensors
 
 
-def _adapter(name: str, entry: dict[str, Any]) -> Adapter:
-    known = METHODS.get(entry["method"], [])
-    method = next((m for m in known if m.module == entry["module"]), known[0] if len(known) == 1 else None)
+def _adapter(name: str, entry: AdapterEntry) -> Adapter:
+    known = METHODS.get(entry.method, [])
+    method = next((m for m in known if m.module == entry.module), known[0] if len(known) == 1 else None)
     if method is None:
         raise LoadError(
-            f"adapter '{name}' uses the method '{entry['method']}' of the module '{entry['module']}', "
-            f"which is not loaded: import {entry['module']} first"
+            f"adapter '{name}' uses the method '{entry.method}' of the module '{entry.module}', "
+            f"which is not loaded: import {entry.module} first"
         )
-    return method(**entry["hyper"])
+    try:
+        return method(**entry.hyper)
+    except AdaptcError as error:
+        raise LoadError(f"adapter '{name}': {error}") from error
 
 
 def _same_equation(equation: Equation, digest: str, text: str) -> None:
@@ -196,78 +184,108 @@ def _same_equation(equation: Equation, digest: str, text: str) -> None:
         )
 
 
-def _layer(modules: dict[str, nn.Module], where: str, entry: dict[str, Any]) -> nn.Module:
+def _layer(modules: dict[str, nn.Module], where: str, entry: LayerEntry) -> nn.Module:
     module = modules.get(where)
-    if module is None:
+    if module is None or not where:
         raise LoadError(f"the model has no layer '{where}'")
     if not isinstance(module, AdaptedLinear):
-        require_linear(module, f"'{where}'")
+        try:
+            require_linear(module, f"'{where}'")
+        except InjectError as error:
+            raise LoadError(str(error)) from error
     weight = module.weight
     assert isinstance(weight, Tensor)
-    have, want = tuple(weight.shape), (entry["n"], entry["k"])
+    have, want = tuple(weight.shape), (entry.n, entry.k)
     if have != want:
         raise LoadError(f"'{where}' is {have} in the model and {want} in the file")
+    if (module.bias is not None) != entry.bias:
+        raise LoadError(
+            f"'{where}' has {'a' if module.bias is not None else 'no'} bias in the model, the file says otherwise"
+        )
     if isinstance(module, AdaptedLinear):
         if module.merged:
             raise LoadError(f"'{where}' is merged: unmerge it before loading")
-        for name in entry["equations"]:
-            if name in module.adapters and equation_hash(module._leaves(name).equation) != entry["equations"][name]:
+        for name, digest in entry.equations.items():
+            if name in module.adapters and equation_hash(module._leaves(name).equation) != digest:
                 raise LoadError(f"'{where}' has another adapter named '{name}': {module._leaves(name).adapter}")
     return module
 
 
-def _values(
-    where: str,
-    name: str,
-    equation: Equation,
-    module: nn.Module,
-    tensors: dict[str, Tensor],
-    unused: set[str],
-    wholes: dict[str, list[int]],
-    drawn: dict[str, Tensor],
-) -> dict[str, Tensor]:
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    specs = {s.name: s for s in equation.leaves}
-    values: dict[str, Tensor] = _redraw(name, equation, weight, wholes, drawn)
-    for leaf in all_leaves(equation):
-        if leaf.name in values:
-            continue
-        spec = specs.get(leaf.name)
-        key = _key(where, name, leaf.name, spec.shared if spec else None)
-        if key not in tensors:
+@dataclass
+class _Reader:
+    """Leaves from the tensors of a file; shared ones once."""
+
+    description: Description
+    tensors: dict[str, Tensor]
+    drawn: dict[str, Tensor] = field(default_factory=dict)
+    parameters: dict[str, nn.Parameter] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.unused = set(self.tensors)
+
+    def leaves(self, where: str, name: str, adapter: Adapter, entry: LayerEntry, module: nn.Module) -> Leaves:
+        """The leaves of one adapter on one layer, every one checked."""
+        try:
+            equation = adapter.trace(entry.n, entry.k)
+        except (AdaptcError, ArithmeticError, TypeError, ValueError) as error:
+            raise LoadError(f"adapter '{name}' does not fit '{where}': {error}") from error
+        digest = entry.equations[name]
+        _same_equation(equation, digest, self.description.equations.get(digest, "<not in the file>"))
+        weight = module.weight
+        assert isinstance(weight, Tensor)
+        wholes = self.description.shared.get(name, {})
+        values = self.redraw(name, equation, weight, wholes)
+        specs = {s.name: s for s in equation.leaves}
+        for leaf in all_leaves(equation):
+            if leaf.name not in values:
+                values[leaf.name] = self.read(where, name, leaf, specs.get(leaf.name), weight, wholes)
+        for s in equation.leaves:
+            if s.shared and s.trainable:
+                key = f"{name}.{s.shared}"
+                values[s.name] = self.parameters.setdefault(key, nn.Parameter(values[s.name]))
+        return Leaves(adapter, equation, values)
+
+    def read(self, where: str, name: str, leaf: Leaf, spec: LeafSpec | None, weight: Tensor, wholes: Wholes) -> Tensor:
+        """One stored leaf."""
+        shared = spec.shared if spec else None
+        key = _key(where, name, leaf.name, shared)
+        if key not in self.tensors:
             raise LoadError(f"the file lacks '{key}'")
-        size = wholes.get(spec.shared) if spec and spec.shared else None
-        want = tuple(size) if size else tuple(int(d) for d in leaf.dims)
-        if tuple(tensors[key].shape) != want:
-            raise LoadError(f"'{key}' is {tuple(tensors[key].shape)} in the file, the equation needs {want}")
-        values[leaf.name] = tensors[key].to(weight.device)
-        unused.discard(key)
-    return values
+        want = _whole_size(leaf, shared, wholes)
+        dtype = leaf_dtype(spec, weight.dtype) if spec else default_dtype(weight.dtype)
+        value = self.tensors[key]
+        if tuple(value.shape) != want or value.is_floating_point() != dtype.is_floating_point:
+            raise LoadError(f"'{key}' is {tuple(value.shape)} {value.dtype}, the equation needs {want} {dtype}")
+        self.unused.discard(key)
+        if shared and key in self.drawn:
+            return self.drawn[key]
+        self.drawn[key] = value = value.to(weight.device, dtype, copy=True)  # not the file's buffer
+        return value
+
+    def redraw(self, name: str, equation: Equation, weight: Tensor, wholes: Wholes) -> dict[str, Tensor]:
+        """Leaves that are not stored, drawn again; the others of the same seed are drawn too, to keep the order."""
+        values: dict[str, Tensor] = {}
+        generators: dict[int, torch.Generator] = {}
+        for spec in equation.leaves:
+            if spec.seed is None or not isinstance(spec.init, Init):
+                continue
+            key = f"{name}.{spec.shared}"
+            if not spec.shared or key not in self.drawn:
+                size = _whole_size(spec.leaf, spec.shared, wholes)
+                generator = generators.setdefault(spec.seed, torch.Generator().manual_seed(spec.seed))
+                value = draw(spec.init, size, generator, spec).to(weight.device, leaf_dtype(spec, weight.dtype))
+                self.drawn[key if spec.shared else ""] = value
+            if not spec.store:
+                values[spec.name] = self.drawn[key if spec.shared else ""]
+        return values
 
 
-def _redraw(
-    name: str,
-    equation: Equation,
-    weight: Tensor,
-    wholes: dict[str, list[int]],
-    drawn: dict[str, Tensor],
-) -> dict[str, Tensor]:
-    """Leaves that are not stored, drawn again; the others of the same seed are drawn too, to keep the order."""
-    values: dict[str, Tensor] = {}
-    generators: dict[int, torch.Generator] = {}
-    for spec in equation.leaves:
-        if spec.seed is None or not isinstance(spec.init, Init):
-            continue
-        key = f"{name}.{spec.shared}"
-        if spec.shared and key in drawn:
-            value = drawn[key]
-        else:
-            size = tuple(wholes[spec.shared]) if spec.shared else tuple(int(d) for d in spec.leaf.dims)
-            generator = generators.setdefault(spec.seed, torch.Generator().manual_seed(spec.seed))
-            value = draw(spec.init, size, generator, spec).to(weight.device, leaf_dtype(spec, weight.dtype))
-            if spec.shared:
-                drawn[key] = value
-        if not spec.store:
-            values[spec.name] = value
-    return values
+def _whole_size(leaf: Leaf, shared: str | None, wholes: Wholes) -> tuple[int, ...]:
+    """The size a leaf is held in; a shared one at least as large as this layer's part."""
+    own = tuple(int(d) for d in leaf.dims)
+    if not shared:
+        return own
+    size = wholes.get(shared)
+    if size is None or len(size) != len(own) or any(a > b for a, b in zip(own, size, strict=True)):
+        raise LoadError(f"the shared leaf '{shared}' is {size} in the file, a layer needs {own}")
+    return size

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from adaptc.errors import InjectError, MergeError
 from adaptc.method import Adapter, Method
-from adaptc.nn.leaves import Leaves
+from adaptc.nn.leaves import Holder, Leaves
 from adaptc.nn.linear import AdaptedLinear, as_adapter, require_linear, require_no_dropout
 from adaptc.runtime.attach import Wholes, attach
 from adaptc.runtime.stack import stack
@@ -127,6 +127,16 @@ def _attach(adapter: Adapter, name: str, found: dict[str, nn.Module]) -> dict[in
     return made
 
 
+def tie(leaves: Sequence[Leaves]) -> None:
+    """Let shared buffers of one adapter stay one tensor."""
+    holders: dict[int, Holder] = {}
+    for one in leaves:
+        for spec in one.equation.leaves:
+            if spec.shared and not spec.trainable:
+                value = one[spec.name]
+                one.share(spec.name, holders.setdefault(id(value), Holder(value)))
+
+
 def commit(model: nn.Module, plan: dict[str, tuple[nn.Module, list[tuple[str, Leaves]]]]) -> None:
     """Put checked leaves on their layers and freeze everything else."""
     wrapped: dict[int, AdaptedLinear] = {}
@@ -139,6 +149,7 @@ def commit(model: nn.Module, plan: dict[str, tuple[nn.Module, list[tuple[str, Le
             wrapped[id(module)] = layer
         parent, _, last = path.rpartition(".")
         setattr(model.get_submodule(parent), last, wrapped[id(module)])
+    tie([leaves for _, additions in plan.values() for _, leaves in additions])
     ours = {id(p) for p in adapter_parameters(model)}
     for p in model.parameters():
         if id(p) not in ours:

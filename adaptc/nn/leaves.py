@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from adaptc.method import Adapter, Equation
 from adaptc.runtime.attach import all_leaves, cut
+
+
+@dataclass
+class Holder:
+    """A tensor that several layers hold."""
+
+    tensor: Tensor
 
 
 class Leaves(nn.Module):
@@ -19,6 +28,7 @@ class Leaves(nn.Module):
     def __init__(self, adapter: Adapter, equation: Equation, values: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.adapter, self.equation = adapter, equation
+        self._shared: dict[str, Holder] = {}
         trained = {s.name for s in equation.leaves if s.trainable}
         stored = {s.name for s in equation.leaves if s.store} | {leaf.name for leaf, _ in equation.attach}
         self._dims = [(leaf.name, leaf.dims) for leaf in all_leaves(equation)]
@@ -31,6 +41,33 @@ class Leaves(nn.Module):
                 self._buffers[name] = value
                 if name not in stored:
                     self._non_persistent_buffers_set.add(name)
+
+    def share(self, name: str, holder: Holder) -> None:
+        """Let a buffer be one tensor with other layers', also after the model is moved or cast."""
+        self._shared[name] = holder
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Leaves:
+        before = {name: self._buffers[name] for name in self._shared}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, holder in self._shared.items():
+            old, new = before[name], self._buffers[name]
+            assert new is not None
+            if holder.tensor is old or (holder.tensor.dtype, holder.tensor.device) != (new.dtype, new.device):
+                holder.tensor = new
+            self._buffers[name] = holder.tensor
+        return self
+
+    @torch.no_grad()
+    def take(self, other: Leaves) -> None:
+        """Copy the values of other leaves of this equation; the tensors stay the same objects where sizes agree."""
+        for name, value in other.values().items():
+            mine = self[name]
+            if mine.shape == value.shape:
+                mine.copy_(value)
+            elif name in self._parameters:
+                self._parameters[name] = other._parameters[name]
+            else:
+                self._buffers[name] = value
 
     def __getitem__(self, name: str) -> Tensor:
         value = self._parameters[name] if name in self._parameters else self._buffers[name]

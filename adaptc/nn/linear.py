@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parameter import is_lazy
 
 from adaptc.env import options
-from adaptc.errors import InjectError, MergeError, ShapeError, UnsupportedError
+from adaptc.errors import DtypeError, InjectError, MergeError, ShapeError, UnsupportedError
 from adaptc.method import Adapter, Method
 from adaptc.nn.leaves import Leaves, Originals
 from adaptc.plan.plan import NOMINAL, Plan
@@ -134,13 +135,23 @@ class AdaptedLinear(nn.Module):
             base: nn.Module = self.__dict__["base"]
             y: Tensor = base(x)
             return y
-        if x.shape[-1] != self.weight.shape[1]:
-            raise ShapeError(f"x has rows of {x.shape[-1]}, the layer takes {self.weight.shape[1]}")
+        if not isinstance(x, Tensor) or not x.is_floating_point() or not x.ndim or x.shape[-1] != self.weight.shape[1]:
+            self._refuse(x)
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
             with torch.autocast(x.device.type, enabled=False):
                 return self._adapted(x)
         return self._adapted(x)
+
+    def _refuse(self, x: Any) -> NoReturn:
+        """Say what is wrong with x."""
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x must be a tensor, got {type(x).__name__}")
+        if not x.is_floating_point():
+            raise DtypeError(f"x must be real floating point, got {x.dtype}; the weight is {self.weight.dtype}")
+        if not x.ndim:
+            raise ShapeError(f"x must have rows of {self.in_features}, got a scalar")
+        raise ShapeError(f"x has rows of {x.shape[-1]}, the layer takes {self.in_features}")
 
     def _adapted(self, x: Tensor) -> Tensor:
         tensors = self.tensors()
@@ -282,5 +293,5 @@ def require_linear(module: nn.Module, where: str) -> None:
     if isinstance(module, AdaptedLinear) or not isinstance(module, nn.Linear):
         raise InjectError(f"{where} is a {type(module).__name__}, not an nn.Linear")
     weight = module._parameters.get("weight")
-    if weight is None or not weight.is_floating_point() or weight.is_meta:
+    if weight is None or is_lazy(weight) or not weight.is_floating_point() or weight.is_meta:
         raise InjectError(f"the weight of {where} is not a floating-point parameter in memory")

@@ -39,8 +39,7 @@ class Summary:
         return capture.get()
 
     def __rich__(self) -> Table:
-        share = 100 * self.trainable / max(self.parameters, 1)
-        title = f"{len(self.rows)} adapted layers; {self.trainable:,} of {self.parameters:,} parameters are trained ({share:.2f} %)"
+        title = f"{len(self.rows)} adapted layers, {self.trainable:,} of {self.parameters:,} parameters trained"
         if self.original_bytes:
             title += f"; {self.original_bytes:,} bytes kept for unmerging"
         table = Table(title=title, title_justify="left", box=None, pad_edge=False)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from adaptc.codegen.aten import argument, emit
+from adaptc.codegen.aten import argument_names, emit
 from adaptc.codegen.source import Source
 from adaptc.codegen.types import Types, wide
 from adaptc.env import options
@@ -112,7 +112,7 @@ def assemble(chosen: Plan, stack: Stack, dtypes: Sequence[str]) -> Program:
     head = formula(stack.output)
     real = [d for d in dtypes if "int" not in d]
     types = Types(dtypes[0], wide(real), dict(given))
-    names = {leaf: argument(leaf) for leaf in arguments}
+    names = argument_names(arguments)
     used = _used(chosen, arguments)
     kept = [k.node for k in chosen.kept]
     results = [(chosen.y, dtypes[0]), *((e, types[e]) for e in kept)]
@@ -194,7 +194,7 @@ def weight_program(stack: Stack, dtypes: tuple[str, ...], device: str) -> Callab
     head = formula(stack.weight)
     source = emit(
         "adapted_weight",
-        [(argument(a), a) for a in arguments],
+        [(name, a) for a, name in argument_names(arguments).items()],
         [(r, dtype) for r in roots],
         types,
         head,

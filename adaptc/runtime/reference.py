@@ -150,6 +150,12 @@ def _add(ev: Evaluator, e: Any) -> Tensor:
     return total
 
 
+def _solve(ev: Evaluator, e: Any) -> Tensor:
+    A, B = ev.values[e.A], ev.values[e.B]
+    kind = torch.promote_types(A.dtype, B.dtype)
+    return torch.linalg.solve(A.to(kind), B.to(kind))
+
+
 def _factor(ev: Evaluator, e: Factor) -> Tensor:
     M = ev.values[e.A]
     kind, _, part = e.name.partition(".")
@@ -182,7 +188,7 @@ RULES: dict[str, Callable[[Evaluator, Any], Any]] = {
     "Take": _take,
     "Put": _put,
     "Transform": _transform,
-    "Solve": lambda ev, e: torch.linalg.solve(ev.values[e.A], ev.values[e.B]),
+    "Solve": _solve,
     "Cholesky": lambda ev, e: torch.linalg.cholesky(ev.values[e.A]),
     "Detach": lambda ev, e: ev.values[e.x].detach(),
     "MatMul": _matmul,

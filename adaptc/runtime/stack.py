@@ -90,4 +90,4 @@ def stack(adapters: tuple[Adapter, ...], n: int, k: int, has_bias: bool) -> Stac
 
 def _rename(leaf: Leaf, position: int) -> Leaf:
     """Leaves of the first adapter keep their names; later ones carry their position."""
-    return leaf if position == 0 else Leaf(f"{leaf.name}_of_{position}", leaf.size, leaf.role, leaf.of)
+    return leaf if position == 0 else Leaf(f"{leaf.name}.{position}", leaf.size, leaf.role, leaf.of)

@@ -66,9 +66,7 @@ def definition(e, values):
 
 
 def test_every_built_in_operator_has_an_oracle():
-    ours = {
-        n for n, c in AbstractOperator.registry.items() if "adaptc.ir.operators" in c.__module__
-    }
+    ours = {n for n, c in AbstractOperator.registry.items() if "adaptc.ir.operators" in c.__module__}
     assert ours == set(DEFINITIONS)
 
 
@@ -124,12 +122,24 @@ def test_every_form_multiplies_from_the_other_side(name):
 
 
 @each_operator
+def test_every_form_multiplies_complex_rows(name):
+    for e in instances(name):
+        x = Leaf("x", (TOKENS, e.dims[1]), "token", "complex")
+        g = Leaf("g", (TOKENS, e.dims[0]), "token", "complex")
+        values = draw_values(e, x, g)
+        M = definition(e, values).to(torch.complex128)
+        for form in each_form(e):
+            y = evaluate(expand(linear(x, e), form), dict(values), ROWS)
+            assert_close(y, values[x] @ M.T, f"x @ {formula(e)}^T")
+            y = evaluate(expand(MatMul(g, e), form), dict(values), ROWS)
+            assert_close(y, values[g] @ M, f"x @ {formula(e)}")
+
+
+@each_operator
 def test_tables_may_be_leaves(name):
     for e in instances(name):
         tables = [t for t in postorder(e) if isinstance(t, Table)]
-        names = {
-            t: index_leaf(f"t{j}", len(t.values), 1 + max(t.values)) for j, t in enumerate(tables)
-        }
+        names = {t: index_leaf(f"t{j}", len(t.values), 1 + max(t.values)) for j, t in enumerate(tables)}
         loose = substitute(e, names)
         values = draw_values(e, rows_of(e))
         given = {leaf: torch.tensor(t.values) for t, leaf in names.items()}
@@ -166,9 +176,7 @@ def test_vjp_is_autograd_of_the_definition(name):
         expected = autograd(inputs[0].to(M.dtype) @ M.T, values[gy], inputs)
         found = vjp(expand(linear(rows_of(e), e), form), gy, wrt)
         for leaf, g in zip(wrt, expected, strict=True):
-            ours = (
-                evaluate(found[leaf], dict(values), ROWS) if leaf in found else torch.zeros_like(g)
-            )
+            ours = evaluate(found[leaf], dict(values), ROWS) if leaf in found else torch.zeros_like(g)
             assert_close(ours, g, f"gradient of {leaf.name} in {formula(e)}")
 
 

@@ -45,9 +45,7 @@ def nested(rule, seed):
 
 def attached(root):
     """Values of the attach stage as leaves."""
-    return rewrite(
-        root, lambda e: Leaf(f"i{e.digest}", e.dims, "attach") if isinstance(e, Initial) else None
-    )
+    return rewrite(root, lambda e: Leaf(f"i{e.digest}", e.dims, "attach") if isinstance(e, Initial) else None)
 
 
 @each_rule

@@ -99,9 +99,7 @@ def test_all_linear_leaves_the_output_layer_of_a_language_model():
 def test_all_linear_again_finds_the_layers_that_have_adapters():
     model = ac.inject(blocks(), lora(r=2), "all-linear", name="first")
     ac.inject(model, hra(r=2), "all-linear", name="second")
-    assert all(
-        m.active == ("first", "second") for m in model.modules() if isinstance(m, AdaptedLinear)
-    )
+    assert all(m.active == ("first", "second") for m in model.modules() if isinstance(m, AdaptedLinear))
     assert len(paths(model)) == 9
 
 
@@ -135,9 +133,7 @@ def test_everything_but_the_leaves_is_frozen_and_keeps_its_name():
     for name, p in model.named_parameters():
         assert p.requires_grad == ("adapters" in name)
         assert "adapters" in name or p is plain[name]
-    assert [id(p) for p in ac.adapter_parameters(model)] == [
-        id(p) for p in model.parameters() if p.requires_grad
-    ]
+    assert [id(p) for p in ac.adapter_parameters(model)] == [id(p) for p in model.parameters() if p.requires_grad]
 
 
 def test_a_second_adapter_leaves_the_first_trained():

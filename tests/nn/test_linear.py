@@ -8,9 +8,9 @@ from methods_small import (
     METHODS,
     OUTPUT_FORMS,
     WEIGHT_FORMS,
+    Dense,
     K,
     N,
-    Dense,
     adapted,
     close,
     distance,
@@ -217,7 +217,7 @@ def test_a_second_call_plans_nothing_whatever_its_number_of_tokens(adapter, monk
     with torch.no_grad():
         layer(first)
     for name in (
-        "adaptc.language._traced",
+        "adaptc.method._traced",
         "adaptc.plan.search.evaluate",
         "adaptc.runtime.program.emit",
     ):
@@ -323,9 +323,7 @@ def test_an_output_form_after_another_adapter(first, second):
 @pytest.mark.parametrize("second", ONE_OF_EACH.values(), ids=lambda a: a.name)
 @pytest.mark.parametrize("first", OUTPUT_FORMS.values(), ids=lambda a: a.name)
 def test_a_weight_form_after_an_output_form_is_an_error(first, second):
-    with pytest.raises(
-        EquationError, match=rf"'{second.name}'.*'{first.name}'.*weight forms first"
-    ):
+    with pytest.raises(EquationError, match=rf"'{second.name}'.*'{first.name}'.*weight forms first"):
         pair(first, second)
 
 
