@@ -53,7 +53,7 @@ class HyperparameterError(EquationError, TypeError):
     """An unknown, missing or ill-typed hyper-parameter; the place is the method's."""
 
 
-class UnsupportedError(AdaptcError):
+class UnsupportedError(AdaptcError, RuntimeError):
     """The request is understood but cannot be carried out."""
 
 

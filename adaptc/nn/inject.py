@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from adaptc.errors import InjectError, MergeError
 from adaptc.method import Adapter, Method
 from adaptc.nn.leaves import Holder, Leaves
-from adaptc.nn.linear import AdaptedLinear, as_adapter, require_linear, require_no_dropout
+from adaptc.nn.linear import AdaptedLinear, as_adapter, require_linear, require_name, require_no_dropout
 from adaptc.runtime.attach import Wholes, attach
 from adaptc.runtime.stack import stack
 
@@ -74,6 +74,7 @@ def inject(
     """
     require_no_dropout(dropout)
     bound = as_adapter(adapter)
+    require_name(name)
     found = find(model, target_modules, exclude_modules)
     if not found:
         some = ", ".join([n for n, m in model.named_modules() if isinstance(m, nn.Linear)][:5]) or "none"

@@ -95,8 +95,7 @@ class AdaptedLinear(nn.Module):
         """Put another adapter after those that are active."""
         if name in self.adapters:
             raise InjectError(f"the layer has an adapter named '{name}' already: give this one another name")
-        if not name.isidentifier():
-            raise InjectError(f"'{name}' cannot name an adapter: use an identifier")
+        require_name(name)
         if self.merged:
             raise InjectError("the layer is merged: unmerge it before adding an adapter")
         adapters = (*(self._leaves(a).adapter for a in self.active), leaves.adapter)
@@ -280,6 +279,12 @@ class AdaptedLinear(nn.Module):
 
 def _device(kind: str) -> str:
     return "h200" if kind == "cuda" else "cpu"
+
+
+def require_name(name: str) -> None:
+    """Refuse a name that cannot stand in a state-dict key."""
+    if not name.isidentifier() or hasattr(nn.ModuleDict, name):
+        raise InjectError(f"'{name}' cannot name an adapter: use an identifier that nn.ModuleDict does not use itself")
 
 
 def require_no_dropout(dropout: float) -> None:

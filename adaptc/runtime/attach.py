@@ -53,13 +53,14 @@ def attach(equation: Equation, weight: Tensor, wholes: Wholes) -> dict[str, Tens
             generator = generators.setdefault(spec.seed, torch.Generator().manual_seed(spec.seed))
         dtype = leaf_dtype(spec, weight.dtype)
         whole = _value(spec, W, env, generator, wide, wholes)
-        values[spec.name] = whole if spec.shared in wholes.values else whole.to(weight.device, dtype).contiguous()
+        known = spec.shared in wholes.values
+        values[spec.name] = whole if known else whole.to(weight.device, dtype, copy=True).contiguous()
         if spec.shared is not None:
             wholes.values[spec.shared] = values[spec.name]
         env[spec.leaf] = _to(cut(values[spec.name], spec.leaf.dims), wide)
     for leaf, expr in equation.attach:
         dtype = default_dtype(weight.dtype)
-        values[leaf.name] = Evaluator(env, wide)(expr).to(dtype).contiguous()
+        values[leaf.name] = Evaluator(env, wide)(expr).to(dtype, copy=True).contiguous()
     return values
 
 

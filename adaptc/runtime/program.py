@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from adaptc.codegen.aten import argument_names, emit
 from adaptc.codegen.source import Source
 from adaptc.codegen.types import Types, wide
 from adaptc.env import options
+from adaptc.errors import UnsupportedError
 from adaptc.ir.check import check
 from adaptc.ir.expr import postorder
 from adaptc.ir.prims import Leaf
@@ -158,20 +158,35 @@ class Apply(torch.autograd.Function):
         ctx.program, ctx.count, ctx.shape = program, len(tensors), x.shape
         first = (x,) if program.saves_x else ()
         ctx.save_for_backward(*first, *(tensors[j - 1] for j in program.saved), *kept)
-        return y.reshape(*x.shape[:-1], y.shape[-1])
+        if x.ndim == 2:
+            return y
+        return torch.ops.aten._unsafe_view(y.contiguous(), (*x.shape[:-1], y.shape[-1]))  # y may be written to
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
         program: Program = ctx.program
         saved = ctx.saved_tensors
-        if program.saves_x:
-            saved = (saved[0].reshape(-1, ctx.shape[-1]), *saved[1:])
-        found = program.backward(gy.reshape(-1, gy.shape[-1]), *saved)
+        with torch.no_grad():
+            inputs = (saved[0].reshape(-1, ctx.shape[-1]), *saved[1:]) if program.saves_x else saved
+            found = program.backward(gy.reshape(-1, gy.shape[-1]), *inputs)
+        if torch.is_grad_enabled():  # create_graph=True: a second derivative must raise, not be dropped
+            found = Last.apply(len(found), *found, gy, *saved)  # type: ignore[no-untyped-call]
         gradients: list[Tensor | None] = [None] * (ctx.count + 1)
         for position, g in zip(program.wrt, found, strict=True):
             gradients[position] = g.reshape(ctx.shape) if position == 0 else g
         return (None, *gradients)
+
+
+class Last(torch.autograd.Function):
+    """Gradients as they are, tied to what they were computed from: differentiating them raises."""
+
+    @staticmethod
+    def forward(ctx: Any, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(t.view_as(t) for t in tensors[:count])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        raise UnsupportedError("a second derivative through an adapted layer is not supported")
 
 
 def run(program: Program, x: Tensor, tensors: Sequence[Tensor]) -> Tensor:

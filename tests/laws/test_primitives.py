@@ -64,6 +64,8 @@ def primitives() -> dict[str, tuple[Expr, ...]]:
             build.eye(4),
             Constant(sympy.Heaviside(i[0] - i[1], sympy.Rational(1, 2)), (3, 3)),
             build.ones((TOKENS, 2)),
+            Contract("ij,kj->ik", (z, Constant(i[0] - 2 * i[1], (4, 3)))),
+            Add((z, Constant(i[0] - 2 * i[1], (4, 3)))),
         ),
         "Table": (Take(v, (At(Table((3, 0, 3)), 0),), (3,)),),
         "Contract": tuple(
@@ -168,7 +170,7 @@ def compiled(roots, values):
     arguments = list(dict.fromkeys([X, *leaves(*roots)]))
     dtypes = {leaf: str(values[leaf].dtype).removeprefix("torch.") for leaf in arguments}
     types = Types("float64", "float64", dtypes)
-    named = [(aten.argument(leaf), leaf) for leaf in arguments]
+    named = [(f"v{j}", leaf) for j, leaf in enumerate(arguments)]
     source = aten.emit("sample", named, [(e, types[e]) for e in roots], types, "")
     return load(source)(*(values[leaf].detach() for leaf in arguments))
 
