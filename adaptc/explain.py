@@ -145,7 +145,7 @@ def _sizes(n: int | None, k: int | None, equation: Equation) -> tuple[tuple[Dim,
 
 def _show(amount: Any, bindings: Mapping[Any, int]) -> Any:
     if isinstance(amount, sympy.Expr):
-        amount = amount.xreplace(dict(bindings))
+        amount = sympy.sympify(amount.xreplace(dict(bindings)))
         return int(amount) if amount.is_number else str(sympy.factor_terms(sympy.expand(amount)))
     return int(amount)
 
@@ -167,7 +167,8 @@ def _costs(chosen: Plan, rows: Dim, cols: Dim, bindings: Mapping[Any, int]) -> d
 
 
 def _ratio(flops: Any, base: Any, bindings: Mapping[Any, int]) -> Any:
-    ratio = sympy.simplify(sympy.sympify(flops) / base).xreplace(dict(bindings))
+    ratio = sympy.sympify(sympy.simplify(sympy.sympify(flops) / base)).xreplace(dict(bindings))
+    ratio = sympy.sympify(ratio)
     return round(float(ratio), 4) if ratio.is_number else str(sympy.expand(ratio))
 
 

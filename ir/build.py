@@ -15,7 +15,7 @@ import sympy
 
 from adaptc.errors import ShapeError
 from adaptc.ir.dims import Dim, Shape, Size, as_dim, product, same, same_shape, show
-from adaptc.ir.expr import Expr
+from adaptc.ir.expr import Expr, rewrite
 from adaptc.ir.functions import ARGS
 from adaptc.ir.prims import (
     INDEX,
@@ -295,6 +295,31 @@ def _finish(terms: list[tuple[str, Expr]], out: str) -> Expr:
     text = ",".join("".join(names[c] for c in t) for t in letters)
     node = Contract(f"{text}->{''.join(names[c] for c in out)}", tuple(operands))
     return scale(factor, node)
+
+
+def refold(root: Expr) -> Expr:
+    """The small identities again, after a leaf was replaced: zeros spread, like terms meet."""
+    return rewrite(root, _refold)
+
+
+def _refold(e: Expr) -> Expr | None:
+    match e:
+        case Contract():
+            return contract(e.spec, *e.operands)
+        case Add():
+            return add(*e.terms)
+        case Scale():
+            return scale(e.factor, e.x)
+        case Broadcast():
+            return broadcast(e.x, e.size, e.axes)
+        case Reshape():
+            return reshape(e.x, e.size)
+        case Take():
+            return take(e.x, e.index, e.size)
+        case Put():
+            return put(e.x, e.index, e.size)
+        case _:
+            return None
 
 
 def transpose_last(x: Expr) -> Expr:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -141,12 +142,13 @@ def tie(leaves: Sequence[Leaves]) -> None:
 def commit(model: nn.Module, plan: dict[str, tuple[nn.Module, list[tuple[str, Leaves]]]]) -> None:
     """Put checked leaves on their layers and freeze everything else."""
     wrapped: dict[int, AdaptedLinear] = {}
+    elsewhere = {id(m) for path, m in model.named_modules(remove_duplicate=False) if path not in plan}
     for path, (module, additions) in plan.items():
         if id(module) not in wrapped:
-            layer = module if isinstance(module, AdaptedLinear) else AdaptedLinear.bare(module)
-            layer.train(module.training)
+            layer = module if isinstance(module, AdaptedLinear) else AdaptedLinear.bare(_own(module, elsewhere))
             for name, leaves in additions:
                 layer.add(name, leaves)
+            layer.train(module.training)
             wrapped[id(module)] = layer
         parent, _, last = path.rpartition(".")
         setattr(model.get_submodule(parent), last, wrapped[id(module)])
@@ -155,6 +157,16 @@ def commit(model: nn.Module, plan: dict[str, tuple[nn.Module, list[tuple[str, Le
     for p in model.parameters():
         if id(p) not in ours:
             p.requires_grad_(False)
+
+
+def _own(module: nn.Module, elsewhere: set[int]) -> nn.Module:
+    """The module, or one with the same parameters where the model also uses it at a path that gets no adapter."""
+    if id(module) not in elsewhere:
+        return module
+    twin = copy.copy(module)
+    twin.__dict__["_parameters"] = dict(module._parameters)
+    twin.__dict__["_buffers"] = dict(module._buffers)
+    return twin
 
 
 def adapter_parameters(model: nn.Module) -> list[nn.Parameter]:

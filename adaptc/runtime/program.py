@@ -186,7 +186,7 @@ class Last(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        raise UnsupportedError("a second derivative through an adapted layer is not supported")
+        raise UnsupportedError("an adapted layer cannot be differentiated twice: second derivatives are not supported")
 
 
 def run(program: Program, x: Tensor, tensors: Sequence[Tensor]) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 
 from adaptc.errors import EquationError
 from adaptc.ir.algebra import linear
-from adaptc.ir.build import is_zero, zeros
+from adaptc.ir.build import is_zero, refold, zeros
 from adaptc.ir.dims import TOKENS
 from adaptc.ir.expr import Expr, substitute
 from adaptc.ir.prims import Leaf
@@ -80,11 +80,11 @@ def stack(adapters: tuple[Adapter, ...], n: int, k: int, has_bias: bool) -> Stac
             bias = substitute(equation.bias, now) if equation.bias is not None else old
         equations.append(equation)
         named.append(tuple(mine[leaf] for leaf in leaves))
-    weight, bias = simplify(weight), simplify(bias)
+    weight, bias = simplify(weight), simplify(refold(bias))
     if output is None:
         output, form = linear(x_leaf(k), weight, bias), (weight, bias)
     else:
-        output, form = simplify(output), (None, None)  # type: ignore[assignment]
+        output, form = simplify(refold(output)), (None, None)  # type: ignore[assignment]
     return Stack(n, k, has_bias, tuple(equations), tuple(named), *form, output)
 
 

@@ -12,6 +12,7 @@ import adaptc as ac
 from adaptc.errors import EquationError, ShapeError
 from adaptc.ir import algebra, build
 from adaptc.ir.expand import flatten
+from adaptc.ir.expr import postorder
 from adaptc.ir.functions import ARGS
 from adaptc.ir.prims import INDEX, Add, Broadcast, Constant, Contract, Map, Reduce, Reshape, Scale, Take
 
@@ -113,6 +114,15 @@ def einsums(draw):
     return f"{','.join(terms)}->{''.join(out[: draw(st.integers(0, len(out)))])}", operands
 
 
+def assert_canonical(root):
+    """What `Contract` promises: no index twice in an operand, every summed one in two operands or more."""
+    for e in postorder(root):
+        if isinstance(e, Contract):
+            terms, out = e.terms
+            assert all(len(set(t)) == len(t) for t in terms), e.spec
+            assert all(sum(c in t for t in terms) > 1 for c in set("".join(terms)) - set(out)), e.spec
+
+
 @settings(max_examples=400)
 @given(einsums())
 def test_contract_is_einsum(drawn):
@@ -122,7 +132,15 @@ def test_contract_is_einsum(drawn):
     node = build.contract(spec, *operands)
     assert_close(evaluate(node, dict(values)), expected, spec)
     assert_close(evaluate(flatten(node), dict(values)), expected, spec)
-    node.infer()
+    assert_canonical(node)
+    assert_canonical(flatten(node))
+
+
+def test_ones_summed_against_ones_count():
+    values = draw_values(v)
+    node = build.contract("a,a,b->b", build.ones((4,)), build.ones((4,)), v)
+    assert_close(evaluate(node, dict(values)), 4 * values[v])
+    assert_canonical(node)
 
 
 @pytest.mark.parametrize(

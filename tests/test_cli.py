@@ -1,0 +1,130 @@
+"""The command line: what it prints, its JSON, its exit codes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from adaptc.cli import main
+from adaptc.methods import catalogue
+
+WRONG = """
+import adaptc as ac
+from adaptc.ir.build import contract, reshape
+from adaptc.ir.expr import Expr
+from adaptc.ir.operator import AbstractOperator
+
+class MyKron(AbstractOperator):
+    A: Expr
+    B: Expr
+    def as_matrix(self):
+        (p, q), (s, t) = self.A.dims, self.B.dims
+        return reshape(contract("pq,st->psqt", self.A, self.B), (p * s, q * t))
+    def apply(self, x):
+        (p, q), (s, t) = self.A.dims, self.B.dims
+        return reshape(contract("mqt,qp,st->mps", reshape(x, (x.dims[0], q, t)), self.A, self.B), (x.dims[0], p * s))
+
+@ac.adapter
+def mine(W):
+    n, k = W.shape
+    A = ac.param("A", (2, 2), "zeros")
+    return W + MyKron(A, ac.param("B", (ac.divide(n, 2), ac.divide(k, 2)), "kaiming_uniform"))
+
+@ac.adapter
+def fine(W, *, r=2):
+    n, k = W.shape
+    return W + ac.param("B", (n, r), "zeros") @ ac.param("A", (r, k), "kaiming_uniform")
+"""
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+def test_list_names_every_method_with_equation_and_source():
+    result = run("list", "--json")
+    assert result.exit_code == 0
+    rows = json.loads(result.output)
+    assert [r["name"] for r in rows] == list(catalogue())
+    assert all("arXiv:" in r["source"] and "'" in r["equation"] and r["parameters"] for r in rows)
+    assert all(name in run("list").output for name in catalogue())
+
+
+def test_the_readme_holds_the_table():
+    table = run("list", "--markdown").output.strip()
+    assert table in Path(__file__).parents[1].joinpath("README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", catalogue())
+@pytest.mark.parametrize("sizes", [("--n", 1024, "--k", 768, "--m", 512), ()], ids=["numbers", "symbols"])
+def test_explain(name, sizes):
+    result = run("explain", name, *sizes, "--json")
+    assert result.exit_code == 0, result.output
+    facts = json.loads(result.output)
+    assert facts["kept"]["tensors"]
+    assert facts["steps"]
+    assert facts["candidates"]
+    assert facts["formula"].startswith(("W' = ", "y' = "))
+    if sizes:
+        assert isinstance(facts["kept"]["bytes"], int)
+        assert isinstance(facts["cost"]["forward"], int)
+
+
+def test_explain_prints_formula_parameters_flops_bytes_and_plan():
+    text = run("explain", "boft", "--n", 1024, "--k", 768, "--m", 512).output
+    for part in ("butterfly", "trainable parameters: 7168", "base product", "Kept for backward", "Plan", "Candidates"):
+        assert part in text
+    symbolic = run("explain", "boft").output
+    assert "8*k + n" in symbolic
+    assert "4*m*(k + n) bytes" in symbolic
+
+
+def test_verify_a_file(tmp_path):
+    file = tmp_path / "scratch.py"
+    file.write_text(WRONG)
+    good = run("verify", f"{file}:fine", "--n", 6, "--k", 4)
+    assert good.exit_code == 0
+    assert "every law holds at 6 x 4" in good.output
+    bad = run("verify", f"{file}:mine", "--json")
+    assert bad.exit_code == 1
+    verdict = json.loads(bad.output)
+    assert verdict["law"] == "operator my_kron"
+    assert "n = 8, k = 12" in verdict["message"]
+    assert "apply of my_kron(A, B)" in verdict["message"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("verify", "nothing"), "no method 'nothing'"),
+        (("verify", "lora", "-s", "rank=3"), "no hyper-parameter 'rank'"),
+        (("verify", "lora", "-s", "r"), "NAME=VALUE"),
+        (("verify", "lora", "--n", "3"), "both --n and --k"),
+        (("verify", "no_such_file.py:f"), "no such file"),
+        (("explain", "lora", "--device", "toaster"), "toaster"),
+        (("explain", "lora", "--n", "0"), "--n"),
+    ],
+)
+def test_wrong_usage(arguments, said):
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert said in result.output
+
+
+def test_an_equation_that_refuses_the_size_is_exit_code_1():
+    result = run("explain", "oft", "--n", 8, "--k", 7)
+    assert result.exit_code == 1
+    assert "32 does not divide 7" in result.output
+    assert "orthogonal.py:" in result.output
+
+
+def test_help_and_module():
+    for command in ("list", "explain", "verify"):
+        assert run(command, "--help").exit_code == 0
+    done = subprocess.run(
+        [sys.executable, "-m", "adaptc", "list", "--json"], capture_output=True, text=True, check=True
+    )
+    assert len(json.loads(done.stdout)) == len(catalogue())
