@@ -1,4 +1,4 @@
-"""The only reader of the environment. Four switches; each is read once, when first asked for."""
+"""The only reader of the environment. Three switches; each is read once, when first asked for."""
 
 from __future__ import annotations
 
@@ -6,30 +6,34 @@ import functools
 import os
 from dataclasses import dataclass
 
+from adaptc.errors import UnsupportedError
+
+BACKENDS = ("aten", "reference")
+
 
 @dataclass(frozen=True)
 class Options:
     """What the environment says.
 
-    debug: ADAPTC_DEBUG, 0 silent, 1 timings, 2 IR and rules, 3 plan, 4 generated source.
+    debug: ADAPTC_DEBUG, 0 silent, 1 timings, 2 equation and choices, 3 plan, 4 generated source.
     backend: ADAPTC_BACKEND, "aten" (default) or "reference".
     verify: ADAPTC_VERIFY, check expressions between stages (on in the tests).
-    strict: ADAPTC_STRICT, a fallback is an error.
     """
 
     debug: int
     backend: str
     verify: bool
-    strict: bool
 
 
 @functools.lru_cache(maxsize=1)
 def options() -> Options:
     """The switches, read once per process."""
     read = os.environ.get
+    backend = read("ADAPTC_BACKEND", BACKENDS[0])
+    if backend not in BACKENDS:
+        raise UnsupportedError(f"ADAPTC_BACKEND is '{backend}': one of {', '.join(BACKENDS)}")
     return Options(
         debug=int(read("ADAPTC_DEBUG", "0")),
-        backend=read("ADAPTC_BACKEND", "aten"),
+        backend=backend,
         verify=read("ADAPTC_VERIFY", "0") == "1",
-        strict=read("ADAPTC_STRICT", "0") == "1",
     )

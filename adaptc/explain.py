@@ -82,8 +82,6 @@ class Report:
             _choice_table(f),
             _rivals_table(f),
         ]
-        if f["fallbacks"]:
-            parts.append(Text("fallbacks: " + "; ".join(f["fallbacks"])))
         return Group(*parts)
 
 
@@ -125,7 +123,6 @@ def explain(
             {"where": brief(c.where, 70), "chosen": c.chosen, "options": list(c.options)} for c in chosen.choices
         ],
         "candidates": _rivals(chosen),
-        "fallbacks": [],
     }  # fmt: skip
     return Report(facts, composed.equations[0])
 

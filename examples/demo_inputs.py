@@ -55,8 +55,8 @@ def read(path: Path) -> Pairs:
     return [(row["text"], row["label"]) for row in rows if row["text"] and row["label"]]
 
 
-def docstrings(per_package: int = 112, seed: int = 0) -> Pairs:
-    """The same number of docstrings, drawn by chance, for every package."""
+def docstrings(at_most: int = 200, seed: int = 0) -> Pairs:
+    """The docstrings of every package, or as many of them drawn by chance."""
     owners: dict[str, set[str]] = {}
     for package in PACKAGES:
         for text in _texts(package):
@@ -65,9 +65,10 @@ def docstrings(per_package: int = 112, seed: int = 0) -> Pairs:
     for text in sorted(owners):
         if len(owners[text]) == 1:  # what two packages say has no one label
             texts[min(owners[text])].append(text)
-    count = min(per_package, *map(len, texts.values()))
-    draw = random.Random(seed)
-    return [(text, package) for package in PACKAGES for text in draw.sample(texts[package], count)]
+    draw, found = random.Random(seed), []
+    for package, own in texts.items():
+        found += [(text, package) for text in draw.sample(own, min(at_most, len(own)))]
+    return found
 
 
 def split(pairs: Pairs, seed: int) -> tuple[Pairs, Pairs]:

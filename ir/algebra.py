@@ -94,6 +94,8 @@ def matmul(a: Any, b: Any) -> Expr:
     if not same(a.dims[-1], b.dims[0 if b.ndim == 1 else -2]):
         inner = b.dims[0 if b.ndim == 1 else -2]
         raise ShapeError(f"cannot multiply {show(a.dims)} with {show(b.dims)}: {a.dims[-1]} is not {inner}")
+    if b.ndim == 1 and a.ndim == 2 and structured(a):
+        return build.reshape(MatMul(a, build.reshape(b, (b.dims[0], 1))), (a.dims[0],))
     if b.ndim == 1:
         return build.batched("...k,k->...", a, b)
     if a.ndim == 1:

@@ -112,7 +112,7 @@ def _number(node: Scale, size: Sizer) -> Cost:
 
 def _transform(node: Transform, size: Sizer) -> Cost:
     n = size(node.dims[node.axis])
-    logarithm = log2(n + 1) if isinstance(n, int) else sympy.log(n, 2)
+    logarithm = log2(n) if isinstance(n, int) else sympy.log(n, 2)
     return Cost(5 * logarithm * entries(node.dims, size), 4 * _traffic(node, size))
 
 

@@ -74,6 +74,8 @@ def _text(e: Expr) -> tuple[str, int]:  # noqa: C901 - one case per node, a tabl
                 negative = part.startswith("-")
                 text += (" - " + part[1:] if negative else " + " + part) if text else part
             return text, SUM
+        case Scale() if isinstance(e.x, Constant) and e.x.value == 1:
+            return _factor(e.factor), PRODUCT
         case Scale() if e.factor == -1:
             return f"-{_show(e.x, PRODUCT)}", PRODUCT
         case Scale():
@@ -129,6 +131,8 @@ def _squares(e: Contract) -> str | None:
     if len(e.operands) != 2 or e.operands[0] is not e.operands[1] or inputs[0] != inputs[1]:
         return None
     lost = [j for j, c in enumerate(inputs[0]) if c not in out]
+    if out and len(lost) != 1:
+        return None
     axis = f", axis={lost[0]}" if out else ""
     return f"norm({formula(e.operands[0])}{axis})"
 
@@ -155,8 +159,8 @@ def _softmax(e: Contract) -> str | None:
     if top.fn != ELEMENTWISE["exp"] or bottom.fn != 1 / ARGS[0] or not isinstance(total, Reduce) or total.x is not top:
         return None
     shifted = top.args[0]
-    M = shifted.terms[0] if isinstance(shifted, Add) else shifted
-    return f"softmax({formula(M)}, axis={total.axes[0]})"
+    inside = " + ".join(_show(t, PRODUCT) for t in shifted.terms[:-1]) if isinstance(shifted, Add) else formula(shifted)
+    return f"softmax({inside}, axis={total.axes[0]})"
 
 
 def _axes(axes: tuple[int, ...]) -> str:

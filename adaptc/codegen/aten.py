@@ -119,8 +119,11 @@ class _Writer:
         have = self.types[e]
         if have == dtype:
             return self.names[e]
+        if (e, dtype) not in self.casts and isinstance(e, Broadcast):  # cast the few entries, then repeat them
+            self.casts[e, dtype] = f"{self.names[e]}_{dtype}"
+            self.lines.append(f"{self.casts[e, dtype]} = {self._repeated(e, self.cast(e.x, dtype))}")
         if (e, dtype) not in self.casts:
-            name = f"{self.names[e]}_{dtype}"
+            name = f"{re.sub(r'[^0-9A-Za-z_]', '', self.names[e])}_{dtype}"
             self.casts[e, dtype] = name
             text = (
                 f"torch.real({self.names[e]})"
@@ -302,8 +305,11 @@ class _Writer:
 
     def broadcast(self, e: Broadcast) -> None:
         """A view with repeated entries."""
+        self.let(e, self._repeated(e, self.names[e.x]))
+
+    def _repeated(self, e: Broadcast, name: str) -> str:
         ones = ", ".join(self.dimension(d) if j in e.axes else "1" for j, d in enumerate(e.size))
-        self.let(e, f"{self.names[e.x]}.reshape({ones}).expand({self.shape(e.size)})")
+        return f"{name}.reshape({ones}).expand({self.shape(e.size)})"
 
     def reshape(self, e: Reshape) -> None:
         """A view, or a copy where the strides ask for one."""

@@ -22,7 +22,7 @@ _CALLS = {
     "direction": "torch.sign({})",
     "magnitude": "torch.abs({})",
     "larger": "torch.maximum({}, {})",
-    "root": "torch.sqrt({})",
+    "root": "torch.sqrt({0}.masked_fill({0} == 0, 1.0)).masked_fill({0} == 0, 0.0)",
     "inverse_root": "torch.rsqrt({0}).masked_fill({0} == 0, 0.0)",
     "floor": "torch.floor({})",
     "re": "torch.real({})",

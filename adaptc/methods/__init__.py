@@ -13,7 +13,7 @@ for _module in sorted(m.name for m in pkgutil.iter_modules(__path__)):
 
 def catalogue() -> dict[str, Method]:
     """The methods of this package by name."""
-    found = [m for methods in METHODS.values() for m in methods if m.module.startswith(__name__ + ".")]
+    found = [m for methods in METHODS.values() for m in methods if (m.module or "").startswith(__name__ + ".")]
     return {m.name: m for m in sorted(found, key=lambda m: m.name)}
 
 

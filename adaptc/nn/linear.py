@@ -174,7 +174,7 @@ class AdaptedLinear(nn.Module):
         wide = torch.promote_types(torch.float32, x.dtype)
         values = [t.to(wide) if t.is_floating_point() else t for t in (rows, *tensors)]
         evaluate = Evaluator(dict(zip(composed.arguments, values, strict=True)), wide, rows=len(rows))
-        return evaluate(composed.output).to(x.dtype).reshape(*x.shape[:-1], -1)
+        return evaluate(composed.output).to(x.dtype).reshape(*x.shape[:-1], self.out_features)
 
     # ------------------------------------------------------------------ the adapted weight
 

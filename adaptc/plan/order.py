@@ -6,6 +6,7 @@ what the forward computed: both name it by the same canonical contraction.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -57,6 +58,12 @@ class Orders:
         return self.known[name]
 
 
+@functools.lru_cache(maxsize=4096)
+def _searched(key: object) -> tuple[dict[int, float], dict[int, tuple[int, int]]]:
+    """Costs and best splits of the subsets of one contraction, filled in as they are asked for."""
+    return {}, {}
+
+
 class _Search:
     """The subsets of one contraction, by bit mask."""
 
@@ -70,10 +77,20 @@ class _Search:
         self.operands = [op for _, op in pairs]
         self.sizes = {c: orders.size(d) for t, op in pairs for c, d in zip(t, op.dims, strict=True)}
         self.tokens = {c for t, op in pairs for c, d in zip(t, op.dims, strict=True) if d == TOKENS}
-        self.cost: dict[int, float] = {1 << j: 0.0 for j in range(len(pairs))}
-        self.parts: dict[int, tuple[int, int]] = {}
         self.trees: dict[int, Expr] = {1 << j: op for j, op in enumerate(self.operands)}
         self.outs: dict[int, str] = {1 << j: t for j, t in enumerate(self.letters)}
+        self._reuse()
+
+    def _reuse(self) -> None:
+        """What this contraction cost before, with the same subsets known: searches repeat between assignments."""
+        known = {}
+        for mask in range(3, self.full + 1):
+            tree = self.known(mask) if mask & (mask - 1) else None
+            if tree is not None:
+                known[mask] = tree
+        key = (tuple(self.letters), tuple(self.operands), self.out, tuple(self.sizes.items()), self.orders.device.name)
+        self.cost, self.parts = _searched((key, tuple(known.items())))
+        self.cost.update({1 << j: 0.0 for j in range(len(self.operands))})
 
     @cached_property
     def full(self) -> int:
@@ -101,14 +118,14 @@ class _Search:
 
     def solve(self, mask: int) -> float:
         """The seconds of the cheapest way to a subset."""
-        if mask not in self.cost:
-            self.outs[mask] = out = self.kept(mask)
+        if mask not in self.outs:
+            self.outs[mask] = self.kept(mask)
             tree = self.known(mask)
             if tree is not None:
-                self.cost[mask], self.trees[mask] = 0.0, tree
-            else:
-                self.cost[mask], *split = min(self.splits(mask, out))
-                self.parts[mask] = (split[0], split[1])
+                self.trees[mask], self.cost[mask] = tree, 0.0
+        if mask not in self.cost:
+            self.cost[mask], *split = min(self.splits(mask, self.outs[mask]))
+            self.parts[mask] = (split[0], split[1])
         return self.cost[mask]
 
     def tree(self, mask: int) -> Expr:

@@ -19,11 +19,12 @@ from adaptc.ir.prims import Contract, Leaf
 from adaptc.ir.vjp import vjp
 from adaptc.plan.device import Device, device
 from adaptc.plan.order import ITEM, Orders
-from adaptc.plan.plan import Choice, Kept, Plan, Task, is_view, reach, steps
+from adaptc.plan.plan import Choice, Kept, Plan, Task, depends_on_tokens, is_view, reach, steps
 
 ORDER = "order of "
 CHANGES = 64  # of one site, weighed in one round
 WORTH = 0.25  # of a base product per entry: what costs as much to recompute is kept
+SMALL = 0.01  # of y: larger values of parameters alone are always computed again
 
 
 @dataclass
@@ -88,13 +89,15 @@ def _keep(task: Task, y: Expr, gradients: list[Expr]) -> tuple[Kept, ...]:
     """
     forward = set(postorder(y))
     shared = [e for e in reach(gradients, ()) if e in forward and not is_view(e)]
-    threshold = WORTH * 2 * _inner(task)
+    inner, y_entries = _inner(task), entries(y.dims, task.size)
+    threshold = WORTH * 2 * inner
     kept: list[Kept] = []
     halt: list[Expr] = []
     for e in shared:  # operands first
         again = sum(cost(s, task.size).flops for s in steps([e], halt))
         per_entry = again / max(entries(e.dims, task.size), 1)
-        if per_entry >= threshold:
+        small = depends_on_tokens(e) or entries(e.dims, task.size) <= SMALL * y_entries
+        if per_entry >= threshold and small:
             halt.append(e)
             kept.append(Kept(e, f"{per_entry:.0f} flops an entry to compute again"))
     used = set(reach(gradients, halt))

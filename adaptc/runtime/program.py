@@ -22,9 +22,10 @@ from adaptc.codegen.types import Types, wide
 from adaptc.env import options
 from adaptc.errors import UnsupportedError
 from adaptc.ir.check import check
+from adaptc.ir.dims import show
 from adaptc.ir.expr import postorder
 from adaptc.ir.prims import Leaf
-from adaptc.ir.printer import formula
+from adaptc.ir.printer import brief, formula
 from adaptc.plan.plan import Plan, Task
 from adaptc.plan.search import plan
 from adaptc.runtime.stack import Stack
@@ -94,11 +95,29 @@ def build(stack: Stack, signature: Signature, device: str) -> Program:
     dtypes, wants = signature
     start = time.perf_counter()
     chosen = plan(task_of(stack, wants, device))
+    _tell(chosen, stack)
     program = assemble(chosen, stack, dtypes)
     if options().debug:
-        seconds = time.perf_counter() - start
-        print(f"adaptc: built {stack.equations[0].adapter.name} {stack.n}x{stack.k} in {seconds:.2f} s")
+        print(f"adaptc: built {_title(stack)} in {time.perf_counter() - start:.2f} s")
     return program
+
+
+def _title(stack: Stack) -> str:
+    names = " then ".join(e.adapter.name for e in stack.equations)
+    return f"{names} at {stack.n} x {stack.k}"
+
+
+def _tell(chosen: Plan, stack: Stack) -> None:
+    """What ADAPTC_DEBUG 2 and 3 show: the equation and its choices, then the plan."""
+    if options().debug >= 2:
+        print(f"adaptc: {_title(stack)}: {formula(stack.output)}")
+        for c in chosen.choices:
+            print(f"  {brief(c.where)}: {c.chosen} of {', '.join(c.options)}")
+    if options().debug >= 3:
+        print("  keeps", "; ".join(f"{brief(k.node)} ({k.reason})" for k in chosen.kept) or "x and the leaves alone")
+        for way, steps in (("forward", chosen.forward), ("backward", chosen.backward)):
+            for e in steps:
+                print(f"  {way} {type(e).__name__} {show(e.dims)} {brief(e)}")
 
 
 def assemble(chosen: Plan, stack: Stack, dtypes: Sequence[str]) -> Program:

@@ -6,7 +6,7 @@ from random import Random
 from typing import Any
 
 from adaptc.ir.algebra import matmul, transpose
-from adaptc.ir.build import real
+from adaptc.ir.build import contract, real
 from adaptc.ir.dims import Shape
 from adaptc.ir.expr import Expr, Kind
 from adaptc.ir.operator import AbstractOperator, Make
@@ -28,6 +28,8 @@ class Real(AbstractOperator):
         return real(self.E)
 
     def apply(self, x: Expr) -> Expr:
+        if x.kind == "complex":
+            return contract("mk,nk->mn", x, self.as_matrix())
         return real(matmul(x, transpose(self.E)))
 
     @staticmethod

@@ -151,3 +151,15 @@ def test_without_a_gradient_nothing_is_kept(adapter):
     layer(x)
     assert not layer(x).requires_grad
     assert alive(nn.ModuleList([layer]), x) == 0
+
+
+@every_method
+def test_x_is_kept_as_it_came_and_never_copied(adapter):
+    layer, found = adapted(adapter), []
+    x = torch.randn(6, 8, 2 * K, dtype=torch.float64, requires_grad=True)[::2, 1::2, ::2]
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: found.append(t) or t, lambda t: t):
+        layer(x)
+    own = x.untyped_storage().data_ptr()
+    rows = [t for t in found if t.untyped_storage().data_ptr() == own or t.reshape(-1).equal(x.reshape(-1))]
+    assert len(rows) <= 1
+    assert all(t.untyped_storage().data_ptr() == own for t in rows)
