@@ -26,7 +26,7 @@ format: $(VENV)/.test ## format the code and mend what ruff can mend
 	@$(BIN)/ruff format
 
 demo: $(VENV)/.demo ## train a real model with adapters and show the result
-	@$(BIN)/adaptc demo
+	@OMP_WAIT_POLICY=passive $(BIN)/adaptc demo
 
 clean: ## remove builds, caches and the demo's output; keep .venv
 	@rm -rf build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache demo-output

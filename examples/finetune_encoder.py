@@ -134,7 +134,7 @@ def run(model: Path | None, data: Path | None, methods: list[str], passes: int, 
 @click.option(
     "--passes",
     type=click.IntRange(1),
-    default=3,
+    default=1,
     show_default=True,
     help="Passes over the training texts.",
 )
