@@ -10,23 +10,8 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
-WORDS = [
-    "the",
-    "a",
-    "red",
-    "green",
-    "blue",
-    "cat",
-    "dog",
-    "bird",
-    "sees",
-    "runs",
-    "sleeps",
-    "near",
-    "far",
-    "tree",
-    "house",
-]
+VERBS, PLACES = ["sees", "runs", "sleeps"], ["near", "far", "tree", "house"]
+WORDS = ["the", "cat", "dog", *VERBS, *PLACES]
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +32,7 @@ def texts(tmp_path):
     """Two labels that one word tells apart."""
     path = tmp_path / "texts.csv"
     with path.open("w", newline="") as file:
-        rows = [(f"the {c} {v} {p}", c) for c in ("cat", "dog") for v in WORDS[8:11] for p in WORDS[11:]]
+        rows = [(f"the {c} {v} {p}", c) for c in ("cat", "dog") for v in VERBS for p in PLACES]
         csv.writer(file).writerows([("text", "label"), *rows])
     return path
 

@@ -6,6 +6,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
+from torch._C._dynamo import eval_frame
 from torch.nn import functional as F
 from torch.nn.parameter import is_lazy
 
@@ -275,6 +276,19 @@ class AdaptedLinear(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_programs": {}}  # compiled again where it is loaded
+
+
+def _outside_compiled_graphs(method: Any) -> None:
+    """Let torch.compile break its graph here and run the call, with all that it calls, as it is.
+
+    What torch.compiler.disable does, without its import of dynamo, which takes longer than torch itself.
+    """
+    method._torchdynamo_disable = True
+    eval_frame.set_code_exec_strategy(method.__code__, eval_frame._FrameExecStrategy(SKIP, SKIP))
+
+
+SKIP = eval_frame._FrameAction.SKIP
+_outside_compiled_graphs(AdaptedLinear._adapted)
 
 
 def _device(kind: str) -> str:
