@@ -132,7 +132,7 @@ def test_strict_equality():
     assert same_shape((n, 3), (n, 3))
     assert not same_shape((n, 3), (3, n))
     assert not same_shape((n,), (n, 1))
-    assert size_symbol("n") is n
+    assert size_symbol("n") == n
 
 
 def test_products_and_quotients():
