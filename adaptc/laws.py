@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from adaptc.errors import AdaptcError, LawError, MergeError, ShapeError
 from adaptc.explain import kept as kept_report
 from adaptc.ir.dims import TOKENS
+from adaptc.ir.expand import dense as formed
 from adaptc.ir.expand import expand
 from adaptc.ir.expr import Expr, postorder
 from adaptc.ir.matrix import MatMul, Transpose
@@ -153,7 +154,7 @@ def operators(case: Case) -> None:
             continue
         want = Evaluator(leaves, torch.float64, rows=case.m)(e).detach()
         name = f"operator {e.name}"
-        dense = Evaluator(leaves, torch.float64, rows=case.m)(expand(e, lambda site: "dense")).detach()
+        dense = Evaluator(leaves, torch.float64, rows=case.m)(formed(e)).detach()
         close(name, dense, want, f"as_matrix of {brief(e)}")
         if e.ndim == 2:
             v = Leaf("v", (TOKENS, e.dims[1]), "token")

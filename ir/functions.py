@@ -72,8 +72,6 @@ class inverse_root(sympy.Function):  # noqa: N801
         return -(inverse_root(self.args[0]) ** 3) / 2
 
 
-_INNER = sympy.sqrt(2 / sympy.pi)
-
 ELEMENTWISE: dict[str, sympy.Expr] = {
     "exp": sympy.exp(a),
     "log": sympy.log(a),

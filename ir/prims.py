@@ -251,11 +251,6 @@ def _check_index(index: tuple[Index, ...], ndim: int, result: Shape) -> None:
             raise ShapeError(f"an index of {show(entry.table.dims)} runs along an axis of {result[entry.axis]}")
 
 
-def walk_terms(node: Expr) -> tuple[Expr, ...]:
-    """The terms of a sum; a lone term for anything else."""
-    return node.terms if isinstance(node, Add) else (node,)
-
-
 def only(cls: type[Primitive]) -> str:
     """The name a pass looks a primitive up by; raises for a class outside the closed set."""
     if cls.__name__ not in Primitive.registry:

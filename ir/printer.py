@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 from typing import Any
 
 import sympy
@@ -208,8 +207,3 @@ def _numbered(value: Any, names: dict[Expr, str]) -> str:
     if isinstance(value, tuple):
         return f"[{' '.join(_numbered(v, names) for v in value)}]"
     return str(value)
-
-
-def fingerprint(root: Expr) -> str:
-    """SHA-256 of the text form: equal for equal equations, in every process."""
-    return hashlib.sha256(listing(root).encode()).hexdigest()

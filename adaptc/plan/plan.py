@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from adaptc.ir.cost import NOTHING, Cost, cost, entries
+from adaptc.ir.cost import NOTHING, Cost, cost
 from adaptc.ir.dims import TOKENS, Dim, value
 from adaptc.ir.expr import Expr, postorder
 from adaptc.ir.prims import Constant, Leaf, Reshape, Table
@@ -73,18 +73,6 @@ class Plan:
         """Leaves that backward reads besides gy."""
         nodes = reach([g for _, g in self.gradients], [k.node for k in self.kept])
         return [e for e in nodes if isinstance(e, Leaf) and e.role != "gradient"]
-
-    def kept_entries(self, size: Callable[[Dim], object]) -> tuple[object, object]:
-        """Entries kept for backward beside the parameters: of token tensors (x among them), of others."""
-        token: object = 0
-        other: object = 0
-        tensors = [e for e in self.inputs if e.role in TOKEN_ROLES] + [k.node for k in self.kept]
-        for e in tensors:
-            if depends_on_tokens(e):
-                token = token + entries(e.dims, size)
-            else:
-                other = other + entries(e.dims, size)
-        return token, other
 
 
 def reach(roots: Sequence[Expr], stop: Sequence[Expr]) -> list[Expr]:

@@ -23,8 +23,6 @@ from adaptc.ir.prims import At, Constant, Leaf, Map, Put, Reduce, Take, Transfor
 from adaptc.runtime.tables import entries, tabulate
 from adaptc.runtime.transforms import walsh_hadamard
 
-_REAL = {torch.complex64: torch.float32, torch.complex128: torch.float64}
-
 
 class Evaluator:
     """Values of expressions over given leaves. dtype: what constants and transforms are computed in."""
