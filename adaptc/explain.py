@@ -21,7 +21,7 @@ from adaptc.ir.expr import Expr, postorder
 from adaptc.ir.prims import Broadcast, Contract, Leaf, Scale
 from adaptc.ir.printer import brief
 from adaptc.ir.sympy_bridge import to_sympy
-from adaptc.method import Adapter, Equation, Method, symbolic, symbols
+from adaptc.method import CONCRETE, Adapter, Equation, Method, symbolic, symbols
 from adaptc.plan.plan import Plan, depends_on_tokens, is_view, total
 from adaptc.plan.search import candidates, plan
 from adaptc.runtime.program import task_of
@@ -103,7 +103,10 @@ def explain(
     bound = adapter() if isinstance(adapter, Method) else adapter
     if mode not in ("train", "eval"):
         raise PlanError(f"mode is 'train' or 'eval', got '{mode}'")
-    text, open_equation = symbolic(bound)
+    dtype = str(dtype).removeprefix("torch.")
+    if dtype not in BYTES or "int" in dtype or "complex" in dtype:
+        raise PlanError(f"x cannot be {dtype}: one of float32, float64, bfloat16, float16")
+    text, open_equation = symbolic(bound, n or CONCRETE, k or CONCRETE)
     (rows, cols), note = _sizes(n, k, open_equation)
     composed = stack((bound,), rows, cols, True)
     trained = {s.leaf for s in composed.equations[0].leaves if s.trainable}
@@ -113,7 +116,8 @@ def explain(
     chosen = plan(task)
     bindings = {} if m is None else {TOKENS: m}
     facts = {
-        "adapter": repr(bound), "formula": text, "n": str(rows), "k": str(cols), "m": str(m or TOKENS), "note": note,
+        "adapter": repr(bound), "formula": text, "note": note,
+        "n": str(rows), "k": str(cols), "m": str(TOKENS if m is None else m),
         "dtype": dtype, "device": device, "mode": mode,
         "parameters": _show(sum(count(leaf.dims) for leaf in trained), {}),
         "cost": _costs(chosen, rows, cols, bindings),
@@ -164,6 +168,8 @@ def _costs(chosen: Plan, rows: Dim, cols: Dim, bindings: Mapping[Any, int]) -> d
 
 
 def _ratio(flops: Any, base: Any, bindings: Mapping[Any, int]) -> Any:
+    if bindings.get(TOKENS) == 0:
+        return 0.0
     ratio = sympy.sympify(sympy.simplify(sympy.sympify(flops) / base)).xreplace(dict(bindings))
     ratio = sympy.sympify(ratio)
     return round(float(ratio), 4) if ratio.is_number else str(sympy.expand(ratio))

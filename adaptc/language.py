@@ -15,7 +15,9 @@ from adaptc.ir.expr import Expr
 from adaptc.ir.matrix import ATTACH, Factor, Initial
 from adaptc.ir.prims import Leaf
 from adaptc.ir.rules import simplify
-from adaptc.method import RESERVED, LeafSpec, current_trace
+from adaptc.method import RESERVED, LeafSpec, Trace, current_trace
+
+DTYPES = ("float32", "float64", "bfloat16", "float16", "int32", "int64")
 
 # ---------------------------------------------------------------------------- leaves and attach-stage values
 
@@ -33,25 +35,46 @@ def _declare(
     trace = current_trace()
     if trace is None:
         raise EquationError(f"leaf '{name}' is declared outside an @adapter function")
-    if not name.isidentifier() or name in RESERVED:
-        raise LeafError(f"'{name}' cannot name a leaf: use an identifier other than {', '.join(RESERVED)}")
-    if name in trace.leaves:
-        raise LeafError(f"two leaves are named '{name}', the first at {trace.leaves[name].where}: rename one")
-    if not store and seed is None:
-        raise LeafError(f"leaf '{name}' is not stored and has no seed: give it one")
+    _check_name(trace, name, store, seed)
     start = as_init(init)
     size = as_shape(shape)
     kind = "integer" if getattr(start, "name", "") == "randperm" or "int" in str(dtype or "") else "real"
     leaf = Leaf(name, size, "param" if trainable else "frozen", kind)
     if isinstance(start, Expr) and not same_shape(start.dims, size):
         raise ShapeError(f"leaf '{name}' is {show(size)}, its initial value {show(start.dims)}")
-    late = _later(start, ("token", "output")) if isinstance(start, Expr) else []
-    if late:
-        raise EquationError(f"leaf '{name}' starts from '{late[0]}', which does not exist when adapters are attached")
+    _check_start(trace, name, start, trainable, seed, store, dtype)
     where = user_location()
     known = None if dtype is None else str(dtype).removeprefix("torch.")
     trace.leaves[name] = LeafSpec(leaf, trainable, start, where, shared, seed, store, known)
     return leaf
+
+
+def _check_name(trace: Trace, name: str, store: bool, seed: int | None) -> None:
+    if not name.isidentifier() or name in RESERVED:
+        raise LeafError(f"'{name}' cannot name a leaf: use an identifier other than {', '.join(RESERVED)}")
+    if name in trace.leaves:
+        raise LeafError(f"two leaves are named '{name}', the first at {trace.leaves[name].where}: rename one")
+    if not store and seed is None:
+        raise LeafError(f"leaf '{name}' is not stored and has no seed: give it one")
+
+
+def _check_start(
+    trace: Trace, name: str, start: Any, trainable: bool, seed: int | None, store: bool, dtype: Any
+) -> None:
+    late = _later(start, ("token", "output")) if isinstance(start, Expr) else []
+    if late:
+        raise EquationError(f"leaf '{name}' starts from '{late[0]}', which does not exist when adapters are attached")
+    if callable(start) and not store:
+        raise LeafError(f"leaf '{name}' is drawn by a function: only named initialisers can be drawn again, store it")
+    called = [s.name for s in trace.leaves.values() if s.seed == seed and callable(s.init)]
+    if not store and called:
+        raise LeafError(
+            f"leaf '{name}' is drawn again after '{called[0]}', which a function draws: give it another seed"
+        )
+    if dtype is not None and str(dtype).removeprefix("torch.") not in DTYPES:
+        raise LeafError(f"leaf '{name}' has the dtype {dtype}: one of {', '.join(DTYPES)}")
+    if trainable and "int" in str(dtype or ""):
+        raise LeafError(f"leaf '{name}' is trained and cannot hold whole numbers")
 
 
 def param(name: str, shape: Any, init: Any, *, shared: str | None = None, dtype: Any = None) -> Leaf:

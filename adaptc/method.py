@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
+import numbers
+import traceback
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
@@ -100,14 +102,16 @@ class _Pair(Expr):
 
 
 @dataclass
-class _Trace:
+class Trace:
+    """The leaves declared so far by the equation that is being traced."""
+
     leaves: dict[str, LeafSpec] = field(default_factory=dict)
 
 
-_trace: ContextVar[_Trace | None] = ContextVar("adaptc_trace", default=None)
+_trace: ContextVar[Trace | None] = ContextVar("adaptc_trace", default=None)
 
 
-def current_trace() -> _Trace | None:
+def current_trace() -> Trace | None:
     """The equation that is being traced, if any."""
     return _trace.get()
 
@@ -148,7 +152,8 @@ class Method:
         )
         code = getattr(function, "__code__", None)
         self.where = f"{code.co_filename}:{code.co_firstlineno}" if code else "<unknown>"
-        self.arguments, self.defaults = self._signature()
+        self.arguments, defaults = self._signature()
+        self.defaults = {k: v if v is inspect.Parameter.empty else self._plain(k, v) for k, v in defaults.items()}
         others = [m for m in METHODS.get(self.name, []) if m.module != self.module]
         METHODS[self.name] = [*others, self]
 
@@ -192,6 +197,8 @@ class Method:
             return tuple(self._plain(name, v) for v in value)
         if value is None or isinstance(value, (bool, int, float, str)):
             return value
+        if isinstance(value, (numbers.Integral, numbers.Real)):  # numpy's
+            return int(value) if isinstance(value, numbers.Integral) else float(value)
         raise HyperparameterError(
             f"method '{self.name}': '{name}' must be a number, string or tuple, got {type(value).__name__}", self.where
         )
@@ -260,10 +267,16 @@ def _traced(adapter_: Adapter, n: Dim, k: Dim) -> Equation:
             f"method '{method.name}' asks for `layer`, which this release does not pass [{method.where}]"
         )
     known = {"W": W_leaf(n, k), "bias": bias_leaf(n), "x": x_leaf(k), "y": y_leaf(n)}
-    trace, token = _Trace(), None
+    trace, token = Trace(), None
     try:
         token = _trace.set(trace)
         result = method.function(*(known[a] for a in method.arguments), **dict(adapter_.hyper))
+    except AdaptcError:
+        raise
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{last.filename}:{last.lineno}"
+        raise EquationError(f"{adapter_} at n = {n}, k = {k}: {type(error).__name__}: {error}", where) from error
     finally:
         if token is not None:
             _trace.reset(token)
@@ -384,13 +397,13 @@ CONCRETE = 64
 
 
 @functools.lru_cache(maxsize=256)
-def symbolic(adapter_: Adapter) -> tuple[str, Equation]:
-    """The text and the equation. An equation that asks a symbolic size for a number is shown at 64 x 64."""
+def symbolic(adapter_: Adapter, n: int = CONCRETE, k: int = CONCRETE) -> tuple[str, Equation]:
+    """The text and the equation. An equation that asks a symbolic size for a number is shown at n x k."""
     try:
         equation = adapter_.trace(*symbols())
     except (AdaptcError, TypeError, ValueError):
-        equation = adapter_.trace(CONCRETE, CONCRETE)
-        return f"{text(equation)}    [at n = k = {CONCRETE}]", equation
+        equation = adapter_.trace(n, k)
+        return f"{text(equation)}    [at n = {n}, k = {k}]", equation
     return text(equation), equation
 
 

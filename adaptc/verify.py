@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from adaptc.errors import AdaptcError, LawError
+from adaptc.errors import AdaptcError, LawError, PlanError
 from adaptc.laws import LAWS, PLANS, Case
 from adaptc.method import Adapter, Method
 from adaptc.runtime.attach import Wholes, attach
@@ -67,6 +67,8 @@ def verify(adapter: Adapter | Method, n: int | None = None, k: int | None = None
     failing example; the equation's own error where it accepts no size.
     """
     bound = adapter() if isinstance(adapter, Method) else adapter
+    if (n is None) != (k is None):
+        raise PlanError("give both n and k to verify one size, or neither")
     sizes = [(n, k)] if n is not None and k is not None else accepted(bound)
     if len(sizes) == 1:
         trial(bound, *sizes[0])

@@ -44,9 +44,10 @@ def demo(*arguments):
 
 
 def test_every_family_trains_and_merges(encoder, texts, tmp_path):
-    done = demo("--model", encoder, "--data", texts, "--out", tmp_path, "--passes", 2)
+    done = demo("--model", encoder, "--data", texts, "--out", tmp_path, "--passes", 2, "--json")
     assert done.returncode == 0, done.stderr
-    rows = json.loads(next(tmp_path.glob("*.json")).read_text())
+    rows = json.loads(done.stdout)
+    assert rows == json.loads(next(tmp_path.glob("*.json")).read_text())
     assert [r["method"] for r in rows] == ["head", "lora", "vera", "lokr", "boft", "fourierft", "hra"]
     for row in rows:
         assert row["merged_predicts_the_same"]

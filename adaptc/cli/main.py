@@ -7,6 +7,7 @@ import json
 import runpy
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,8 @@ def _row(method: Method) -> dict[str, Any]:
 def list_methods(as_json: bool, markdown: bool) -> None:
     """List the catalogue: name, equation, source, trained leaves."""
     rows = [_row(m) for m in catalogue().values()]
+    if markdown and as_json:
+        raise click.UsageError("choose --markdown or --json")
     if markdown:
         click.echo(markdown_table(rows))
         return
@@ -164,18 +167,26 @@ def verify(method: str, n: int | None, k: int | None, settings: tuple[str, ...],
 
 
 @main.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
+@click.option("--out", default="demo-output", help="Folder to fill.")
+@as_json
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def demo(arguments: tuple[str, ...]) -> None:
+def demo(out: str, as_json: bool, arguments: tuple[str, ...]) -> None:
     """Fine-tune a real encoder once per family of methods and compare (examples/finetune_encoder.py).
 
-    Takes that example's options; `adaptc demo --help` shows them. Needs a checkout and the extra `demo`.
+    Takes that example's options; `adaptc demo --help` shows them. Needs a checkout and the extra `demo`. With --json
+    the table goes to standard error and its rows to standard output.
     """
     example = Path(__file__).resolve().parents[2] / "examples" / "finetune_encoder.py"
     if not example.is_file():
         raise click.ClickException("the demo is part of a checkout: clone the repository and run `make demo`")
-    sys.argv = ["adaptc demo", *arguments]
+    sys.argv = ["adaptc demo", "--out", out, *arguments]
     sys.path.insert(0, str(example.parent))
     try:
-        runpy.run_path(str(example), run_name="__main__")
+        with redirect_stdout(sys.stderr if as_json else sys.stdout):
+            runpy.run_path(str(example), run_name="__main__")
     except ModuleNotFoundError as error:
         raise click.ClickException(f"the demo needs '{error.name}': pip install 'adaptc[demo]'") from error
+    except SystemExit as done:
+        if as_json and not done.code:
+            click.echo(next(Path(out).glob("*.json")).read_text(encoding="utf-8"))
+        raise

@@ -33,13 +33,16 @@ def find_method(text: str) -> Method:
 def _load(path: Path) -> Any:
     if not path.is_file():
         raise click.UsageError(f"no such file: {path}")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = importlib.util.spec_from_file_location(f"adaptc_file_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise click.UsageError(f"{path} is no Python file")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
+    sys.modules[spec.name] = module
     sys.path.insert(0, str(path.resolve().parent))
-    spec.loader.exec_module(module)  # the user's own file, asked for by the user
+    try:
+        spec.loader.exec_module(module)  # the user's own file, asked for by the user
+    except SyntaxError as error:
+        raise click.UsageError(f"{path} is no valid Python: {error}") from error
     return module
 
 

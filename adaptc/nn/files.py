@@ -64,18 +64,19 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
         for name in layer.adapters:
             leaves = layer._leaves(name)
             adapter, equation = leaves.adapter, leaves.equation
-            adapters[name] = {
-                "method": adapter.name,
-                "module": adapter.method.module,
-                "hyper": dict(adapter.hyper),
-            }
+            meant = {"method": adapter.name, "module": adapter.method.module, "hyper": dict(adapter.hyper)}
+            if adapters.setdefault(name, meant) != meant:
+                raise LoadError(f"two adapters are named '{name}': {meant} on '{where}' and {adapters[name]}")
             digest = equation_hash(equation)
             equations[digest] = text_form(equation)
             entry["equations"][name] = digest
             shared = {s.name: s.shared for s in equation.leaves if s.shared}
             for s in equation.leaves:
-                if s.shared:
-                    wholes.setdefault(name, {})[s.shared] = list(leaves[s.name].shape)
+                size = list(leaves[s.name].shape)
+                if s.shared and wholes.setdefault(name, {}).setdefault(s.shared, size) != size:
+                    raise LoadError(
+                        f"the shared leaf '{s.name}' of '{name}' is {size} on '{where}', elsewhere another size"
+                    )
             unstored = {s.name for s in equation.leaves if not s.store}
             for leaf, value in leaves.values().items():
                 if leaf not in unstored:
@@ -117,22 +118,27 @@ def load(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
     modules = dict(model.named_modules())
     reader = _Reader(description, tensors)
     plan: Additions = {}
+    active: dict[str, tuple[str, ...]] = {}
     for where, entry in description.layers.items():
         module = _layer(modules, where, entry)
         order = [*entry.active, *(a for a in entry.equations if a not in entry.active)]
         plan[where] = (module, [(a, reader.leaves(where, a, adapters[a], entry, module)) for a in order])
-        _composes(where, [adapters[a] for a in entry.active], entry)
+        active[where] = _composes(where, module, adapters, entry)
     if reader.unused:
         raise LoadError(f"the file holds '{sorted(reader.unused)[0]}', which no layer of the description uses")
-    _install(model, plan, {where: entry.active for where, entry in description.layers.items()})
+    _install(model, plan, active)
     return model
 
 
-def _composes(where: str, adapters: list[Adapter], entry: LayerEntry) -> None:
+def _composes(where: str, module: nn.Module, known: dict[str, Adapter], entry: LayerEntry) -> tuple[str, ...]:
+    """What will be active: the layer's own adapters that the file does not name, then the file's. Checked."""
+    own = {a: module._leaves(a).adapter for a in module.active} if isinstance(module, AdaptedLinear) else {}
+    active = (*(a for a in own if a not in entry.equations), *entry.active)
     try:
-        stack(tuple(adapters), entry.n, entry.k, entry.bias)
+        stack(tuple({**own, **known}[a] for a in active), entry.n, entry.k, entry.bias)
     except AdaptcError as error:
-        raise LoadError(f"the active adapters of '{where}' do not go together: {error}") from error
+        raise LoadError(f"the active adapters {active} of '{where}' do not go together: {error}") from error
+    return active
 
 
 def _install(model: nn.Module, plan: Additions, active: dict[str, tuple[str, ...]]) -> None:
@@ -144,11 +150,7 @@ def _install(model: nn.Module, plan: Additions, active: dict[str, tuple[str, ...
                 module._leaves(name).take(leaves)
             else:
                 fresh[where][1].append((name, leaves))
-    commit(model, fresh)
-    for where, names in active.items():
-        layer = model.get_submodule(where)
-        assert isinstance(layer, AdaptedLinear)
-        layer.active = names
+    commit(model, fresh, active)
 
 
 def _read(folder: Path) -> tuple[Description, dict[str, Tensor]]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from adaptc.errors import InjectError, MergeError
+from adaptc.ir.prims import Leaf
 from adaptc.method import Adapter, Method
 from adaptc.nn.leaves import Holder, Leaves
 from adaptc.nn.linear import AdaptedLinear, as_adapter, require_linear, require_name, require_no_dropout
@@ -28,7 +29,10 @@ def adapted_layers(model: nn.Module) -> Iterator[tuple[str, AdaptedLinear]]:
 
 def _matches(name: str, targets: Targets) -> bool:
     if isinstance(targets, str):
-        return re.fullmatch(targets, name) is not None
+        try:
+            return re.fullmatch(targets, name) is not None
+        except re.error as error:
+            raise InjectError(f"{targets!r} is no regular expression: {error}") from error
     return any(name == t or name.endswith(f".{t}") for t in targets)
 
 
@@ -74,8 +78,10 @@ def inject(
     linear layer; the equation's own errors. On any error the model is bit for bit what it was.
     """
     require_no_dropout(dropout)
+    target_modules = target_modules if isinstance(target_modules, str) else tuple(target_modules)
     bound = as_adapter(adapter)
     require_name(name)
+    _require_one_meaning(model, bound, name)
     found = find(model, target_modules, exclude_modules)
     if not found:
         some = ", ".join([n for n, m in model.named_modules() if isinstance(m, nn.Linear)][:5]) or "none"
@@ -92,6 +98,20 @@ def inject(
     return model
 
 
+def _require_one_meaning(model: nn.Module, adapter: Adapter, name: str) -> None:
+    """One name is one adapter in a model, and its shared leaves are drawn once for all layers."""
+    for path, layer in adapted_layers(model):
+        if name not in layer.adapters:
+            continue
+        leaves = layer._leaves(name)
+        if leaves.adapter != adapter:
+            raise InjectError(f"'{name}' is {leaves.adapter} on '{path}' already: give {adapter} another name")
+        if any(s.shared for s in leaves.equation.leaves):
+            raise InjectError(
+                f"'{name}' shares leaves with '{path}': inject all its layers at once, or use another name"
+            )
+
+
 def _attach(adapter: Adapter, name: str, found: dict[str, nn.Module]) -> dict[int, Leaves]:
     """The leaves of every matched layer, and every check that could fail; the model is not touched."""
     wholes, made, layers = Wholes(), {}, {}
@@ -102,7 +122,7 @@ def _attach(adapter: Adapter, name: str, found: dict[str, nn.Module]) -> dict[in
             if name in module.adapters:
                 raise InjectError(f"'{path}' has an adapter named '{name}' already: give this one another name")
             if module.merged:
-                raise InjectError(f"'{path}' is merged: unmerge it before adding an adapter")
+                raise InjectError(f"'{path}' is merged: unmerge or unload it before adding an adapter")
             before = tuple(module._leaves(a).adapter for a in module.active)
         else:
             require_linear(module, f"'{path}'")
@@ -139,15 +159,20 @@ def tie(leaves: Sequence[Leaves]) -> None:
                 one.share(spec.name, holders.setdefault(id(value), Holder(value)))
 
 
-def commit(model: nn.Module, plan: dict[str, tuple[nn.Module, list[tuple[str, Leaves]]]]) -> None:
-    """Put checked leaves on their layers and freeze everything else."""
+def commit(
+    model: nn.Module,
+    plan: dict[str, tuple[nn.Module, list[tuple[str, Leaves]]]],
+    active: dict[str, tuple[str, ...]] | None = None,
+) -> None:
+    """Put checked leaves on their layers, freeze the rest. active: what is active then; None adds them all."""
     wrapped: dict[int, AdaptedLinear] = {}
     elsewhere = {id(m) for path, m in model.named_modules(remove_duplicate=False) if path not in plan}
     for path, (module, additions) in plan.items():
         if id(module) not in wrapped:
             layer = module if isinstance(module, AdaptedLinear) else AdaptedLinear.bare(_own(module, elsewhere))
             for name, leaves in additions:
-                layer.add(name, leaves)
+                layer.hold(name, leaves)
+            layer.active = active[path] if active else (*layer.active, *(name for name, _ in additions))
             layer.train(module.training)
             wrapped[id(module)] = layer
         parent, _, last = path.rpartition(".")
@@ -222,7 +247,7 @@ def merge(model: nn.Module, reversible: bool = True, untie: bool = False) -> Non
     shared = _shared_weights(model, layers)
     if shared and not untie:
         first, other = shared[0][1:]
-        raise MergeError(f"'{first}' and '{other}' share one weight: merge with untie=True to give '{first}' its own")
+        raise MergeError(f"'{first}' and '{other}' share one tensor: merge with untie=True to give '{first}' its own")
     folded = []
     for name, layer in layers:
         try:
@@ -230,10 +255,11 @@ def merge(model: nn.Module, reversible: bool = True, untie: bool = False) -> Non
         except MergeError as error:
             error.add_note(f"while merging '{name}'")
             raise
-    for layer, _, _ in shared:
-        old = layer._parameters["weight"]
+    for layer, mine, _ in shared:
+        key = mine.rpartition(".")[2]
+        old = layer._parameters[key]
         assert old is not None
-        layer._parameters["weight"] = nn.Parameter(old.detach().clone(), requires_grad=old.requires_grad)
+        layer._parameters[key] = nn.Parameter(old.detach().clone(), requires_grad=old.requires_grad)
     for (_, layer), (weight, bias) in zip(layers, folded, strict=True):
         layer.fold(weight, bias, reversible)
 
@@ -246,10 +272,13 @@ def _shared_weights(model: nn.Module, layers: list[tuple[str, AdaptedLinear]]) -
                 owners.setdefault(p.untyped_storage().data_ptr(), []).append(f"{name}.{key}")
     found = []
     for name, layer in layers:
-        mine = f"{name}.weight"
-        others = [o for o in owners[layer.weight.untyped_storage().data_ptr()] if o != mine]
-        if others:
-            found.append((layer, mine, others[0]))
+        for key in ("weight", "bias"):
+            p = layer._parameters[key]
+            if p is None or (key == "bias" and isinstance(layer.stack().bias, Leaf)):
+                continue
+            others = [o for o in owners[p.untyped_storage().data_ptr()] if o != f"{name}.{key}"]
+            if others:
+                found.append((layer, f"{name}.{key}", others[0]))
     return found
 
 
@@ -266,6 +295,9 @@ def unmerge(model: nn.Module) -> None:
 
 def unload(model: nn.Module) -> nn.Module:
     """Take every adapter off and give the plain layers back, merged weights as they are."""
+    if isinstance(model, AdaptedLinear):
+        plain: nn.Module = model.__dict__["base"]
+        return plain.train(model.training)
     for path, layer in list(model.named_modules(remove_duplicate=False)):
         if isinstance(layer, AdaptedLinear):
             parent, _, last = path.rpartition(".")

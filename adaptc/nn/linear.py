@@ -21,6 +21,19 @@ from adaptc.runtime.program import Apply, Program, build, run, task_of, weight_p
 from adaptc.runtime.reference import Evaluator
 from adaptc.runtime.stack import Stack, stack
 
+HOOKS = tuple(
+    f"_{kind}"
+    for kind in (
+        "forward_hooks",
+        "forward_hooks_with_kwargs",
+        "forward_hooks_always_called",
+        "forward_pre_hooks",
+        "forward_pre_hooks_with_kwargs",
+        "backward_hooks",
+        "backward_pre_hooks",
+    )
+)
+
 
 def as_adapter(adapter: Adapter | Method) -> Adapter:
     """A method stands for itself with its defaults."""
@@ -52,13 +65,7 @@ class AdaptedLinear(nn.Module):
         super().__init__()
         require_linear(base, "the layer")
         require_no_dropout(dropout)
-        object.__setattr__(self, "base", base)  # not a submodule: its parameters are ours
-        self.__dict__["_parameters"] = base._parameters
-        self.__dict__["_buffers"] = base._buffers
-        self.adapters = nn.ModuleDict()
-        self.active: tuple[str, ...] = ()
-        self.disabled = 0
-        self._programs: dict[Any, Program] = {}
+        self._wrap(base)
         bound = as_adapter(adapter)
         equation = bound.trace(self.out_features, self.in_features)
         wholes = Wholes()
@@ -70,12 +77,23 @@ class AdaptedLinear(nn.Module):
         """A wrapper with no adapter yet."""
         self = cls.__new__(cls)
         nn.Module.__init__(self)
-        object.__setattr__(self, "base", base)
-        self.__dict__["_parameters"] = base._parameters
-        self.__dict__["_buffers"] = base._buffers
-        self.adapters = nn.ModuleDict()
-        self.active, self.disabled, self._programs = (), 0, {}
+        self._wrap(base)
         return self
+
+    def _wrap(self, base: nn.Module) -> None:
+        """Take over what the base holds: its parameters, buffers and hooks are ours, it is no submodule."""
+        object.__setattr__(self, "base", base)
+        for held in ("_parameters", "_buffers", *HOOKS):
+            self.__dict__[held] = base.__dict__[held]
+        self.adapters = nn.ModuleDict()
+        self.active: tuple[str, ...] = ()
+        self.disabled = 0
+        self._programs: dict[Any, Program] = {}
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        if self.merged:
+            raise MergeError("the layer is merged: unmerge it before loading a state dict")
+        super()._load_from_state_dict(*args, **kwargs)
 
     @property
     def in_features(self) -> int:
@@ -94,15 +112,19 @@ class AdaptedLinear(nn.Module):
 
     def add(self, name: str, leaves: Leaves) -> None:
         """Put another adapter after those that are active."""
+        adapters = (*(self._leaves(a).adapter for a in self.active), leaves.adapter)
+        stack(adapters, self.out_features, self.in_features, self.bias is not None)  # raises before anything changes
+        self.hold(name, leaves)
+        self.active = (*self.active, name)
+
+    def hold(self, name: str, leaves: Leaves) -> None:
+        """Take an adapter's leaves without activating it."""
         if name in self.adapters:
             raise InjectError(f"the layer has an adapter named '{name}' already: give this one another name")
         require_name(name)
         if self.merged:
-            raise InjectError("the layer is merged: unmerge it before adding an adapter")
-        adapters = (*(self._leaves(a).adapter for a in self.active), leaves.adapter)
-        stack(adapters, self.out_features, self.in_features, self.bias is not None)  # raises before anything changes
+            raise InjectError("the layer is merged: unmerge or unload it before adding an adapter")
         self.adapters[name] = leaves
-        self.active = (*self.active, name)
 
     def _leaves(self, name: str) -> Leaves:
         if name not in self.adapters:
@@ -132,12 +154,10 @@ class AdaptedLinear(nn.Module):
             originals = self._originals()
             return F.linear(x, originals.weight, originals.bias if originals.had_bias else None)  # type: ignore[arg-type]
         if self.disabled or self.merged or not self.active:
-            base: nn.Module = self.__dict__["base"]
-            y: Tensor = base(x)
-            return y
+            return F.linear(x, self.weight, self.bias)
         if not isinstance(x, Tensor) or not x.is_floating_point() or not x.ndim or x.shape[-1] != self.weight.shape[1]:
             self._refuse(x)
-        if torch.is_autocast_enabled(x.device.type):
+        if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
             x = x.to(torch.get_autocast_dtype(x.device.type))
             with torch.autocast(x.device.type, enabled=False):
                 return self._adapted(x)
@@ -187,7 +207,9 @@ class AdaptedLinear(nn.Module):
             raise MergeError(f"{names} adapts the output, not the weight: there is no adapted weight to merge")
         tensors = self._unmerged_tensors()
         dtypes = tuple(str(t.dtype).removeprefix("torch.") for t in tensors)
-        weight, bias = weight_program(composed, dtypes, _device(self.weight.device.type))(*tensors)
+        kind = self.weight.device.type
+        with torch.autocast(kind, enabled=False):
+            weight, bias = weight_program(composed, dtypes, _device(kind))(*tensors)
         return weight, bias
 
     def _unmerged_tensors(self) -> list[Tensor]:
@@ -309,6 +331,10 @@ def require_no_dropout(dropout: float) -> None:
 
 def require_linear(module: nn.Module, where: str) -> None:
     """Raise unless a module is a linear layer over a floating-point matrix."""
+    if isinstance(module, nn.Linear) and type(module).forward is not nn.Linear.forward:
+        raise InjectError(
+            f"{where} is a {type(module).__name__} with a forward of its own, which an adapter would replace"
+        )
     if isinstance(module, AdaptedLinear) or not isinstance(module, nn.Linear):
         raise InjectError(f"{where} is a {type(module).__name__}, not an nn.Linear")
     weight = module._parameters.get("weight")

@@ -6,6 +6,7 @@ import inspect
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from adaptc.method import Equation, LeafSpec, W_leaf
 from adaptc.runtime.reference import Evaluator
 
 Generator = torch.Generator | None
+DRAWN: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}  # whatever the defaults are
 
 
 @dataclass
@@ -37,11 +39,17 @@ class Wholes:
                 self.sizes[spec.shared] = tuple(map(max, old, size))
 
 
+@torch.no_grad()
 def attach(equation: Equation, weight: Tensor, wholes: Wholes) -> dict[str, Tensor]:
     """The value of every leaf of an equation, by name; shared leaves whole.
 
     weight: the base W (n, k), dequantised, without adapters. Values are computed in float32 or wider, then cast.
     """
+    with torch.autocast(weight.device.type, enabled=False):
+        return _attach(equation, weight, wholes)
+
+
+def _attach(equation: Equation, weight: Tensor, wholes: Wholes) -> dict[str, Tensor]:
     wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
     W = weight.detach().to(wide)
     env: dict[Expr, Tensor] = {W_leaf(equation.n, equation.k): W}
@@ -115,12 +123,12 @@ def _called(spec: LeafSpec, W: Tensor, generator: Generator, size: tuple[int, ..
 
 def draw(init: Init, size: tuple[int, ...], generator: Generator, spec: LeafSpec) -> Tensor:
     """A tensor from a named initialiser, in float32 on the CPU."""
-    empty = torch.empty(size)
+    empty = torch.empty(size, **DRAWN)
     match init.name:
         case "zeros" | "ones" | "constant":
             return torch.full(size, init.numbers[0] if init.numbers else float(init.name == "ones"))
         case "identity":
-            return torch.eye(*size[-2:]).expand(size).clone()
+            return torch.eye(*size[-2:], **DRAWN).expand(size).clone()
         case "normal":
             return empty.normal_(init.numbers[1], init.numbers[0], generator=generator)
         case "uniform":
@@ -128,17 +136,11 @@ def draw(init: Init, size: tuple[int, ...], generator: Generator, spec: LeafSpec
         case "bernoulli":
             return empty.bernoulli_(init.numbers[0], generator=generator)
         case "randperm":
-            return torch.randperm(int(init.numbers[0]), generator=generator)[: size[0]]
+            return torch.randperm(int(init.numbers[0]), generator=generator, device="cpu")[: size[0]]
         case "orthogonal":
             return torch.nn.init.orthogonal_(empty, generator=generator)
         case "paired_kaiming":
-            if size[-1] % 2:
-                raise LeafError(
-                    f"'{spec.name}': paired_kaiming needs an even number of columns, got {size[-1]}",
-                    spec.where,
-                )
-            half = _kaiming((*size[:-1], size[-1] // 2), math.sqrt(5), generator)
-            return half.repeat_interleave(2, -1)
+            return _paired(size, generator, spec)
         case _:
             a = init.numbers[0] if init.numbers else math.sqrt(5)
             return _kaiming(size, a, generator)
@@ -154,7 +156,7 @@ def _paired(size: tuple[int, ...], generator: Generator, spec: LeafSpec) -> Tens
 def _kaiming(size: tuple[int, ...], a: float, generator: Generator) -> Tensor:
     fan_in = max(size[-1] if size else 1, 1)
     bound = math.sqrt(6 / ((1 + a * a) * fan_in))
-    return torch.empty(size).uniform_(-bound, bound, generator=generator)
+    return torch.empty(size, **DRAWN).uniform_(-bound, bound, generator=generator)
 
 
 def default_dtype(base: torch.dtype) -> torch.dtype:
