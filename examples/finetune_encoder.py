@@ -53,7 +53,7 @@ class Classifier(nn.Module):
 
 
 def batches(pairs: demo_inputs.Pairs, labels: list[str], tokenizer: Any) -> Data:
-    """Texts of like length together, so that little is padding; the longest come last."""
+    """Texts of like length together, so that little is padding."""
     pairs, made = sorted(pairs, key=lambda pair: len(pair[0])), []
     for start in range(0, len(pairs), BATCH):
         texts, names = map(list, zip(*pairs[start : start + BATCH], strict=True))
@@ -83,7 +83,8 @@ def measure(model: Classifier, method: str, steps: Data, test: Data, bar: Progre
     adapter, rate = METHODS[method]
     if adapter:
         ac.inject(model.encoder, adapter, "all-linear", exclude_modules=".*pooler.*")
-    before, kept = predict(model, test), bytes_kept(model, *steps[-1])
+    largest = max(steps, key=lambda batch: batch[0]["input_ids"].numel())
+    before, kept = predict(model, test), bytes_kept(model, *largest)
     start = time.perf_counter()
     train(model, rate, [steps[i] for i in torch.randperm(len(steps))], bar, method)
     seconds = time.perf_counter() - start
