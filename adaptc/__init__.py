@@ -20,26 +20,33 @@ from adaptc.ir.algebra import (
     softmax,
     take,
     tile,
+    topk,
     vstack,
 )
 from adaptc.ir.algebra import maximum_along as max  # noqa: A004 - torch's name
 from adaptc.ir.algebra import total as sum  # noqa: A004 - torch's name
 from adaptc.ir.operator import AbstractOperator
+from adaptc.ir.sympy_bridge import from_sympy
 from adaptc.language import (
     abs,  # noqa: A004
     cos,
     detach,
     divide,
+    dropout,
     exp,
     factor_pair,
     frozen,
     gelu,
+    given,
     initial,
     log,
     lu,
     maximum,
     minimum,
+    noise,
+    nonzero,
     param,
+    penalty,
     pinv,
     qr,
     relu,
@@ -54,42 +61,44 @@ from adaptc.language import (
     triu,
 )
 from adaptc.method import Adapter, Method, adapter
+from adaptc.nn.calibrate import calibrate
+from adaptc.nn.drop_in import Linear
 from adaptc.nn.files import load, save
-from adaptc.nn.inject import (
-    adapter_parameters,
-    disabled,
-    inject,
-    merge,
-    set_active,
-    unload,
-    unmerge,
-)
+from adaptc.nn.inject import adapter_parameters, inject
 from adaptc.nn.linear import AdaptedLinear
+from adaptc.nn.merging import merge, unload, unmerge
+from adaptc.nn.state import disabled, giving, penalties, refresh, reset, set_active
 from adaptc.nn.summary import Summary, summary
-from adaptc.verify import verify
+from adaptc.verify import Verdict, verify
 
 __all__ = [
-    "Summary",
-    "summary",
     "AdaptedLinear",
     "Adapter",
+    "Linear",
     "Method",
     "Report",
+    "Summary",
+    "Verdict",
     "abs",
     "adapter",
     "adapter_parameters",
     "bernoulli",
+    "calibrate",
     "clamp",
     "cos",
     "detach",
     "disabled",
     "divide",
+    "dropout",
     "einsum",
     "exp",
     "explain",
     "factor_pair",
+    "from_sympy",
     "frozen",
     "gelu",
+    "given",
+    "giving",
     "hstack",
     "initial",
     "inject",
@@ -103,13 +112,19 @@ __all__ = [
     "mean",
     "merge",
     "minimum",
+    "noise",
+    "nonzero",
     "norm",
     "normal",
     "param",
+    "penalties",
+    "penalty",
     "pinv",
     "qr",
     "randperm",
+    "refresh",
     "relu",
+    "reset",
     "reshape",
     "round",
     "save",
@@ -120,10 +135,12 @@ __all__ = [
     "softmax",
     "sqrt",
     "sum",
+    "summary",
     "svd",
     "take",
     "tanh",
     "tile",
+    "topk",
     "tril",
     "triu",
     "uniform",

@@ -108,7 +108,7 @@ def explain(
         raise PlanError(f"x cannot be {dtype}: one of float32, float64, bfloat16, float16")
     text, open_equation = symbolic(bound, n or CONCRETE, k or CONCRETE)
     (rows, cols), note = _sizes(n, k, open_equation)
-    composed = stack((bound,), rows, cols, True)
+    composed = stack(((bound.trace(rows, cols), 0.0),), rows, cols, True, mode == "train")
     trained = {s.leaf for s in composed.equations[0].leaves if s.trainable}
     wants = [mode == "train" and (leaf.role == "token" or leaf in trained) for leaf in composed.arguments]
     at = tuple((s, REPRESENTATIVE) for s in symbols() if not (isinstance(rows, int) and isinstance(cols, int)))
@@ -178,7 +178,11 @@ def _ratio(flops: Any, base: Any, bindings: Mapping[Any, int]) -> Any:
 def kept(chosen: Plan, arguments: Any, dtype: str, bindings: Mapping[Any, int], mode: str = "train") -> dict[str, Any]:
     """What stays alive from forward to backward beside parameters and buffers: tensors, bytes, reasons."""
     leaf_dtype = dtype if dtype in ("float32", "float64") else "float32"
-    given = {a: dtype if a.role in ("token", "weight", "bias") else leaf_dtype for a in arguments if a.kind == "real"}
+    given = {
+        a: dtype if a.role in ("token", "weight", "bias", "given") else leaf_dtype
+        for a in arguments
+        if a.kind == "real"
+    }
     types = Types(
         dtype,
         wide(list(given.values())),
@@ -187,6 +191,10 @@ def kept(chosen: Plan, arguments: Any, dtype: str, bindings: Mapping[Any, int], 
     entries = []
     if mode == "train":
         for e in chosen.inputs:
+            if e.role in ("given", "seed"):
+                entries.append(
+                    _kept(e, types[e], "from outside" if e.role == "given" else "draws the mask again", bindings)
+                )
             if e.role == "token":
                 users = [leaf.name for leaf, g in chosen.gradients if _reads(g, e)]
                 entries.append(

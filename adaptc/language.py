@@ -12,11 +12,12 @@ from adaptc.initial import as_init
 from adaptc.ir import algebra, build
 from adaptc.ir.dims import Dim, Size, as_dim, as_shape, quotient, same_shape, show
 from adaptc.ir.expr import Expr
-from adaptc.ir.matrix import ATTACH, Factor, Initial
-from adaptc.ir.prims import Leaf
+from adaptc.ir.matrix import ATTACH, RANDOM, Dropout, Factor, Initial, Noise
+from adaptc.ir.prims import Leaf, TopK
 from adaptc.ir.rules import simplify
-from adaptc.method import RESERVED, LeafSpec, Trace, current_trace
+from adaptc.method import RESERVED, GivenSpec, LeafSpec, Trace, current_trace
 
+CHANGING = ("param", "token", "output", "given")
 DTYPES = ("float32", "float64", "bfloat16", "float16", "int32", "int64")
 
 # ---------------------------------------------------------------------------- leaves and attach-stage values
@@ -61,7 +62,7 @@ def _check_name(trace: Trace, name: str, store: bool, seed: int | None) -> None:
 def _check_start(
     trace: Trace, name: str, start: Any, trainable: bool, seed: int | None, store: bool, dtype: Any
 ) -> None:
-    late = _later(start, ("token", "output")) if isinstance(start, Expr) else []
+    late = _later(start, ("token", "output", "given")) if isinstance(start, Expr) else []
     if late:
         raise EquationError(f"leaf '{name}' starts from '{late[0]}', which does not exist when adapters are attached")
     if callable(start) and not store:
@@ -71,10 +72,14 @@ def _check_start(
         raise LeafError(
             f"leaf '{name}' is drawn again after '{called[0]}', which a function draws: give it another seed"
         )
-    if dtype is not None and str(dtype).removeprefix("torch.") not in DTYPES:
-        raise LeafError(f"leaf '{name}' has the dtype {dtype}: one of {', '.join(DTYPES)}")
+    _check_dtype(name, dtype)
     if trainable and "int" in str(dtype or ""):
         raise LeafError(f"leaf '{name}' is trained and cannot hold whole numbers")
+
+
+def _check_dtype(name: str, dtype: Any) -> None:
+    if dtype is not None and str(dtype).removeprefix("torch.") not in DTYPES:
+        raise LeafError(f"leaf '{name}' has the dtype {dtype}: one of {', '.join(DTYPES)}")
 
 
 def param(name: str, shape: Any, init: Any, *, shared: str | None = None, dtype: Any = None) -> Leaf:
@@ -94,6 +99,65 @@ def frozen(
 ) -> Leaf:
     """A leaf that is not trained. `store=False` with a seed: never written to a file, drawn again in float32."""
     return _declare(name, shape, init, False, shared, seed, store, dtype)
+
+
+def given(name: str, shape: Any, *, at: str = "call", default: float | None = None, dtype: Any = None) -> Expr:
+    """A tensor from outside, by name.
+
+    at="call": an argument of the forward, `layer(x, task=t)`, or `with ac.giving(model, task=t)`; its gradient flows
+    back. A leading axis m is one row a token; one row an example is repeated over the example's tokens. dtype "int64":
+    whole numbers, which index; else x's. default: a number that stands for it where it is not given.
+    at="attach": a statistic of the layer from `ac.calibrate`: `gradient` (n, k), `second_moment` (k, k), or either
+    with a tag of your own, as in "second_moment.safety".
+    """
+    trace = current_trace()
+    if trace is None:
+        raise EquationError(f"'{name}' is asked for outside an @adapter function")
+    if at not in ("call", "attach"):
+        raise EquationError(f'\'{name}\' is given at "call" or at "attach", not at {at!r}')
+    known = None if dtype is None else str(dtype).removeprefix("torch.")
+    _check_dtype(name, known)
+    if name in trace.given:
+        raise LeafError(f"'{name}' is asked for twice, first at {trace.given[name].where}: use its first value")
+    kind = "integer" if "int" in (known or "") else "real"
+    leaf = Leaf(f"given.{name}", as_shape(shape), "given" if at == "call" else "calibrated", kind)
+    trace.given[name] = GivenSpec(leaf, at, default, user_location())
+    return leaf if at == "call" else simplify(Initial(leaf))
+
+
+def noise(shape: Any) -> Expr:
+    """Entries from N(0, 1), new in every training forward; 0 in eval and in the merged weight."""
+    return Noise(_random("noise"), as_shape(shape))
+
+
+def dropout(M: Expr, p: float) -> Expr:
+    """As torch: while training, entries are 0 with probability p and the others divided by 1 - p; else M."""
+    if not 0 <= p <= 1:
+        raise EquationError(f"a dropout probability lies between 0 and 1, got {p}")
+    return Dropout(M, float(p), _random("dropout")) if p else M
+
+
+def _random(what: str) -> int:
+    trace = current_trace()
+    if trace is None:
+        raise EquationError(f"{what} is used outside an @adapter function")
+    trace.random += 1  # place 0 is the layer's own dropout
+    return trace.random
+
+
+def penalty(expr: Any) -> None:
+    """Add a scalar of the parameters to `ac.penalties(model)`; it is no part of W'."""
+    trace = current_trace()
+    if trace is None:
+        raise EquationError("a penalty is declared outside an @adapter function")
+    term = expr if isinstance(expr, Expr) else build.scale(expr, build.ones(()))
+    late = _later(term, ("token", "output", "given"))
+    if late:
+        raise EquationError(f"a penalty cannot depend on '{late[0]}', which only a call has")
+    if term.dims:
+        raise ShapeError(f"a penalty is a scalar, got {show(term.dims)}: use sum or norm")
+    if not build.is_zero(term):
+        trace.penalties.append(simplify(term))
 
 
 def initial(expr: Expr) -> Expr:
@@ -137,12 +201,23 @@ def pinv(M: Expr) -> Expr:
     return Factor("pinv", M, (k, n))
 
 
+def nonzero(M: Expr) -> Expr:
+    """Where an attach-stage `topk` is 1, as whole numbers (M.ndim, count), in row-major order."""
+    late = _later(M, CHANGING)
+    if late:
+        raise EquationError(f"nonzero needs a value that exists at attach time, but '{late[0]}' changes later")
+    if not isinstance(M, TopK):
+        raise EquationError("nonzero takes a topk(...), so that the number of places is known")
+    rest = 1 if M.axis is None else build.count(tuple(d for j, d in enumerate(M.dims) if j != M.axis))
+    return Factor("nonzero", M, (M.ndim, as_dim(M.count * rest)))
+
+
 def _least(n: Dim, k: Dim) -> Dim:
     return min(n, k) if isinstance(n, int) and isinstance(k, int) else as_dim(sympy.Min(n, k))
 
 
 def _attach_matrix(M: Expr, what: str) -> tuple[Dim, Dim]:
-    late = _later(M, ("param", "token", "output"))
+    late = _later(M, CHANGING)
     if late:
         raise EquationError(
             f"{what} needs a value that exists at attach time, but '{late[0]}' changes later: use initial()"
@@ -158,6 +233,8 @@ def _later(M: Expr, roles: tuple[str, ...]) -> list[str]:
         return []
     if isinstance(M, Leaf):
         return [M.name] if M.role in roles else []
+    if isinstance(M, RANDOM):
+        return [type(M).__name__.lower()] if "token" in roles else []
     return [name for child in M.children for name in _later(child, roles)]
 
 

@@ -7,7 +7,8 @@ import io
 import itertools
 import pickle
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,13 +25,21 @@ from adaptc.ir.matrix import MatMul, Transpose
 from adaptc.ir.operator import AbstractOperator
 from adaptc.ir.prims import Add, Contract, Leaf, Scale
 from adaptc.ir.printer import brief
-from adaptc.method import Adapter
+from adaptc.method import Adapter, GivenSpec
+from adaptc.nn import linear as paths
+from adaptc.nn.calibrate import calibrate
+from adaptc.nn.call import fresh_seed
 from adaptc.nn.files import load, save
-from adaptc.nn.inject import disabled, inject, merge, unmerge
+from adaptc.nn.inject import inject
 from adaptc.nn.linear import AdaptedLinear
+from adaptc.nn.merging import merge, unmerge
+from adaptc.nn.state import disabled
 from adaptc.plan.search import candidates
-from adaptc.runtime.program import Apply, assemble, task_of
+from adaptc.runtime.ops import dtypes_of
+from adaptc.runtime.program import Apply, assemble, build, task_of
+from adaptc.runtime.random import bernoulli
 from adaptc.runtime.reference import Evaluator
+from adaptc.runtime.stack import needs
 
 PLANS = 64
 EXACT = 1e-9  # relative, in float64: far above rounding, far below a wrong term
@@ -56,12 +65,52 @@ class Case:
         torch.manual_seed(self.seed)
         return nn.Linear(self.k, self.n, bias=bias, dtype=dtype).requires_grad_(False)
 
-    def make(self, dtype: torch.dtype = torch.float64, moved: bool = True, bias: bool = True) -> AdaptedLinear:
+    def measured(self, base: nn.Module) -> nn.Module:
+        """The base layer, with the statistics that the equation asks for."""
+        equation = self.adapter.trace(self.n, self.k)
+        batches = [self.x(self.k + 3, dtype=next(base.parameters()).dtype)]
+        for g in equation.given:
+            if g.at == "attach" and g.default is None:
+                calibrate(nn.Sequential(base), batches, g.name, loss=lambda y, x: y.square().mean())
+        return base
+
+    def make(self, dtype: torch.dtype = torch.float64, moved: bool = True, dropout: float = 0.0) -> AdaptedLinear:
         """The adapted layer."""
-        layer = AdaptedLinear(self.base(dtype, bias), self.adapter)
+        layer = AdaptedLinear(self.measured(self.base(dtype)), self.adapter, dropout=dropout)
         if moved:
             move(layer, self.seed)
         return layer
+
+    def model(self) -> nn.Sequential:
+        """A model of one adapted layer."""
+        model = nn.Sequential(self.measured(self.base()))
+        inject(model, self.adapter, ["0"])
+        move(model, self.seed)
+        return model
+
+    def call(self, module: nn.Module, x: Tensor) -> Tensor:
+        """module(x), with the same random numbers every time and values for what the equations are given."""
+        for layer in module.modules():
+            if isinstance(layer, AdaptedLinear):
+                layer.given = {g.name: self.sample(g, x) for g in layer.stack().given}
+        torch.manual_seed(self.seed + 3)
+        y: Tensor = module(x)
+        return y
+
+    def sample(self, g: GivenSpec, x: Tensor) -> Tensor:
+        """A value for what a call is given: whole numbers are 0, which every index may be."""
+        size = [x.shape[:-1].numel() if d == TOKENS else int(d) for d in g.leaf.dims]
+        if g.leaf.kind == "integer":
+            return torch.zeros(size, dtype=torch.int64)
+        generator = torch.Generator().manual_seed(self.seed + 4)
+        return torch.randn(size, generator=generator, dtype=torch.float64).to(x.dtype)
+
+    def tensors(self, layer: AdaptedLinear, x: Tensor) -> list[Tensor]:
+        """A program's arguments after x, in a call as `call` makes it."""
+        composed = layer.stack(layer.training)
+        found = layer.tensors() + [self.sample(g, x) for g in composed.given]
+        torch.manual_seed(self.seed + 3)
+        return found + ([fresh_seed(x.device)] if composed.seeded else [])
 
     def x(self, *lead: int, dtype: torch.dtype = torch.float64) -> Tensor:
         """Tokens."""
@@ -111,8 +160,8 @@ def close(law: str, got: Tensor, want: Tensor, what: str, floor: float = 0.0) ->
 
 def oracle(case: Case, layer: AdaptedLinear, x: Tensor) -> tuple[Tensor, list[Tensor]]:
     """y by the dense definition, and the tensors it was computed from, in the order of the program's arguments."""
-    composed = layer.stack()
-    values = [x, *layer.tensors()]
+    composed = layer.stack(layer.training)
+    values = [x, *case.tensors(layer, x)]
     evaluate = Evaluator(dict(zip(composed.arguments, values, strict=True)), torch.float64, rows=x.shape[0])
     return evaluate(composed.output), values
 
@@ -147,8 +196,10 @@ def _gradients(y: Tensor, wrt: Sequence[Tensor], gy: Tensor) -> list[Tensor]:
 def operators(case: Case) -> None:
     """Each operator's `apply` and `as_matrix` agree with its definition."""
     layer = case.layer
-    composed = layer.stack()
-    leaves = dict(zip(composed.arguments, [case.x(), *layer.tensors()], strict=True))
+    composed, x = layer.stack(), case.x()
+    tensors = case.tensors(layer.eval(), x)
+    leaves = dict(zip(composed.arguments, [x, *tensors], strict=True))
+    layer.train()
     for e in postorder(composed.output):
         if not isinstance(e, AbstractOperator) or e.kind == "complex":
             continue
@@ -175,7 +226,7 @@ def shapes(case: Case) -> None:
         need("shapes", named, lambda: f"the error does not name both sizes: {text}")
     else:
         raise LawError("shapes", f"x with rows of {case.k + 1} was accepted by a layer that takes {case.k}")
-    y = case.layer(case.x())
+    y = case.call(case.layer, case.x())
     need(
         "shapes",
         y.shape == (case.m, case.n),
@@ -186,10 +237,13 @@ def shapes(case: Case) -> None:
 def forward(case: Case) -> None:
     """layer(x) = the dense definition = x @ adapted_weight.T + adapted_bias, float64."""
     x = case.x()
-    y = case.layer(x)
+    y = case.call(case.layer, x)
     want, _ = oracle(case, case.layer, x)
     close("forward", y, want, "y")
-    if case.layer.stack().weight is not None:
+    composed = case.layer.stack()
+    if composed.weight is not None and not needs(composed, composed.weight):
+        y = case.call(case.layer.eval(), x)
+        case.layer.train()
         bias = case.layer.adapted_bias()
         dense = x @ case.layer.adapted_weight().T + (bias if bias is not None else 0)
         close("forward", y, dense, "y against x @ adapted_weight().T + adapted_bias()")
@@ -205,8 +259,8 @@ def gradients(case: Case) -> None:
     gy = torch.randn(case.m, case.n, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
     want_y, tensors = oracle(case, layer, x)
     wrt = [t for t in tensors if t.requires_grad]
-    names = [a.name for a, t in zip(layer.stack().arguments, tensors, strict=True) if t.requires_grad]
-    got = _gradients(layer(x), wrt, gy)
+    names = [a.name for a, t in zip(layer.stack(True).arguments, tensors, strict=True) if t.requires_grad]
+    got = _gradients(case.call(layer, x), wrt, gy)
     size = (gy.norm() * want_y.norm()).detach()
     want = _gradients(want_y, wrt, gy)
     for name, g, w, t in zip(names, got, want, wrt, strict=True):
@@ -216,9 +270,9 @@ def gradients(case: Case) -> None:
 def plans(case: Case) -> None:
     """Every candidate plan gives the same y and gradients, not only the chosen one (the first 64, all forms first)."""
     layer, x = case.layer, case.x().requires_grad_()
-    composed, tensors = layer.stack(), layer.tensors()
+    composed, tensors = layer.stack(True), case.tensors(layer, x)
     wants = tuple(t.requires_grad for t in (x, *tensors))
-    dtypes = tuple(str(t.dtype).removeprefix("torch.") for t in (x, *tensors))
+    dtypes = tuple(dtypes_of([x, *tensors]))
     gy = torch.randn(case.m, case.n, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
     want_y, values = oracle(case, layer, x)
     wrt = [t for t in values if t.requires_grad]
@@ -237,15 +291,15 @@ def precision(case: Case) -> None:
     for dtype in (torch.float32, torch.bfloat16):
         layer = case.make(dtype)
         x = case.x(dtype=dtype)
-        composed, tensors = layer.stack(), layer.tensors()
+        composed, tensors = layer.stack(True), case.tensors(layer, x)
         wide = [t.to(torch.float64) if t.is_floating_point() else t for t in (x, *tensors)]
         leaves = dict(zip(composed.arguments, wide, strict=True))
         exact = Evaluator(leaves, torch.float64, rows=case.m)
         y64 = exact(composed.output).detach()
-        plain = _plain(layer, x)
+        plain = _plain(layer, x, tensors)
         largest = _absolute(composed.output, exact)
         bound = 2 * (plain - y64).norm() + 2 * torch.finfo(dtype).eps * largest.norm()
-        got = layer(x).detach().to(torch.float64)
+        got = case.call(layer, x).detach().to(torch.float64)
         error = (got - y64).norm()
         need(
             "precision",
@@ -255,14 +309,13 @@ def precision(case: Case) -> None:
 
 
 @torch.no_grad()
-def _plain(layer: AdaptedLinear, x: Tensor) -> Tensor:
-    """Plain torch: the dense W' in float32, rounded once to x's dtype, then F.linear; an output form in x's dtype."""
-    composed, tensors = layer.stack(), layer.tensors()
+def _plain(layer: AdaptedLinear, x: Tensor, tensors: list[Tensor]) -> Tensor:
+    """Plain torch: the dense W' in float32, rounded once to x's dtype, then F.linear; what has no W' in x's dtype."""
+    composed = layer.stack(True)
     values = [t.to(torch.float32) if t.is_floating_point() else t for t in (x, *tensors)]
     evaluate = Evaluator(dict(zip(composed.arguments, values, strict=True)), torch.float32, rows=x.shape[0])
-    if composed.weight is None:
+    if composed.weight is None or composed.bias is None or composed.seeded or composed.given:
         return evaluate(composed.output).to(x.dtype).to(torch.float64)
-    assert composed.bias is not None
     weight, bias = evaluate(composed.weight).to(x.dtype), evaluate(composed.bias).to(x.dtype)
     return nn.functional.linear(x, weight, bias).to(torch.float64)
 
@@ -292,26 +345,25 @@ def identity(case: Case) -> None:
     """On the bare base, attaching changes nothing unless the method says identity=False."""
     if not case.adapter.method.identity:
         return
-    layer, x = case.make(moved=False), case.x()
-    close("identity", layer(x), case.base()(x), "y just after attaching")
+    layer, x = case.make(moved=False).eval(), case.x()
+    close("identity", case.call(layer, x), case.base()(x), "y just after attaching")
 
 
 def merging(case: Case) -> None:
     """Merged forward = forward; unmerge restores the weights bit for bit; an output form refuses."""
-    model = nn.Sequential(case.base(), nn.Tanh())
-    before = copy.deepcopy(model.state_dict())
-    inject(model, case.adapter, ["0"])
-    move(model, case.seed)
+    before = copy.deepcopy(nn.Sequential(case.base()).state_dict())
+    model = case.model().eval()
     x = case.x()
-    y = model(x).detach()
+    y = case.call(model, x).detach()
     layer = model[0]
     assert isinstance(layer, AdaptedLinear)
-    if layer.stack().weight is None:
+    composed = layer.stack()
+    if composed.weight is None or needs(composed, composed.weight):
         try:
             merge(model)
         except MergeError:
             return
-        raise LawError("merging", "an output form was merged")
+        raise LawError("merging", "a method that needs x, or what a call is given, was merged")
     merge(model)
     close("merging", model(x).detach(), y, "y after merging")
     with disabled(model):
@@ -338,42 +390,45 @@ def pairs(case: Case) -> None:
         (other, case.adapter),
         (case.adapter, case.adapter),
     ):
-        layer = AdaptedLinear(case.base(), first, name="first")
-        model = nn.Sequential(layer)
-        try:
-            inject(model, second, ["0"], name="second")
-        except AdaptcError:
-            output = [a.trace(case.n, case.k).is_output_form for a in (first, second)]
-            need("pairs", output == [True, False], lambda: f"{first} then {second} was refused")  # noqa: B023
-            continue
-        move(model, case.seed)
-        x = case.x()
-        y = layer(x)
-        want, _ = oracle(case, layer, x)
-        close("pairs", y, want, f"y of {first} then {second}")
-        if layer.stack().weight is not None:
-            layer.merge()
-            close("pairs", layer(x), y, f"merged y of {first} then {second}")
+        pair(case, first, second)
+
+
+def pair(case: Case, first: Adapter, second: Adapter) -> None:
+    """Two adapters on one layer: forward = the dense definition = merged forward."""
+    layer = AdaptedLinear(case.measured(case.base()), first, name="first")
+    model = nn.Sequential(layer).eval()
+    try:
+        inject(model, second, ["0"], name="second")
+    except AdaptcError:
+        output = [a.trace(case.n, case.k).is_output_form for a in (first, second)]
+        need("pairs", output == [True, False], lambda: f"{first} then {second} was refused")
+        return
+    move(model, case.seed)
+    x = case.x()
+    y = case.call(layer, x)
+    want, _ = oracle(case, layer, x)
+    close("pairs", y, want, f"y of {first} then {second}")
+    composed = layer.stack()
+    if composed.weight is not None and not needs(composed, composed.weight):
+        layer.merge()
+        close("pairs", case.call(layer, x), y, f"merged y of {first} then {second}")
 
 
 def round_trips(case: Case) -> None:
     """save, load, pickle, deepcopy, state_dict and to(dtype) give the same layer."""
-    model = nn.Sequential(case.base())
-    inject(model, case.adapter, ["0"])
-    move(model, case.seed)
+    model = case.model()
     x = case.x()
-    y = model(x).detach()
+    y = case.call(model, x).detach()
     with tempfile.TemporaryDirectory() as folder:
         save(model, folder)
         loaded = load(nn.Sequential(case.base()), folder)
     copies = {"save and load": loaded, "deepcopy": copy.deepcopy(model), "pickle": _pickled(model)}
-    fresh = nn.Sequential(case.base())
-    inject(fresh, case.adapter, ["0"])
+    fresh = case.model()
     fresh.load_state_dict(model.state_dict(), strict=True)
     copies["state_dict"] = fresh
     copies["to"] = copy.deepcopy(model).to(torch.device("cpu"), torch.float64)
     for way, other in copies.items():
-        close("round trips", other(x).detach(), y, f"y after {way}")
+        close("round trips", case.call(other, x).detach(), y, f"y after {way}")
         for key, value in model.state_dict().items():
             same = torch.equal(other.state_dict()[key], value)
             need("round trips", same, lambda: f"{way} changes {key}")  # noqa: B023
@@ -410,11 +465,11 @@ def kept(case: Case) -> None:
             return t
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-            y = layer(x)
+            y = case.call(layer, x)
         measured = sum(t.untyped_storage().nbytes() for at, t in seen.items() if at not in ours)
-        composed = layer.stack()
-        wants = tuple(t.requires_grad for t in (x, *layer.tensors()))
-        program = layer._programs[next(iter(layer._programs))]
+        composed, tensors = layer.stack(True), case.tensors(layer, x)
+        wants = tuple(t.requires_grad for t in (x, *tensors))
+        program = build(composed, (tuple(dtypes_of([x, *tensors])), wants), "cpu")
         said = kept_report(program.plan, composed.arguments, str(dtype).removeprefix("torch."), {TOKENS: case.m})
         need(
             "kept bytes",
@@ -432,17 +487,17 @@ def inputs(case: Case) -> None:
     strided = case.x(case.k, 3)[:, :, : case.k].transpose(0, 1)[:, :, ::1].mT.contiguous().mT.requires_grad_()
     other = strided.detach().clone(memory_format=torch.contiguous_format).requires_grad_()
     gy = torch.randn(case.n, *strided.shape[:-1], dtype=torch.float64).movedim(0, -1)
-    close("inputs", layer(strided), layer(other), "y for a non-contiguous x")
-    got, want = (_gradients(layer(t), [t], gy)[0] for t in (strided, other))
+    close("inputs", case.call(layer, strided), case.call(layer, other), "y for a non-contiguous x")
+    got, want = (_gradients(case.call(layer, t), [t], gy)[0] for t in (strided, other))
     close("inputs", got, want, "the gradient of a non-contiguous x")
 
 
 def _one_input(case: Case, layer: AdaptedLinear, x: Tensor, lead: tuple[int, ...]) -> None:
-    y = layer(x)
+    y = case.call(layer, x)
     need("inputs", y.shape == (*lead, case.n), lambda: f"x {tuple(x.shape)} gives y {tuple(y.shape)}")
     want, _ = oracle(case, layer, x.reshape(-1, case.k))
     close("inputs", y.reshape(-1, case.n), want, f"y for x {tuple(x.shape)}")
-    y.sum().backward()
+    y.sum().backward()  # type: ignore[no-untyped-call]
     need("inputs", x.grad is not None and x.grad.shape == x.shape, lambda: "the gradient of x has another shape")
 
 
@@ -451,19 +506,40 @@ def deterministic(case: Case) -> None:
     x = case.x()
     need(
         "deterministic",
-        torch.equal(case.layer(x), case.layer(x)),
+        torch.equal(case.call(case.layer, x), case.call(case.layer, x)),
         lambda: "two runs of one layer differ",
     )
     texts = []
     for _ in range(2):
         layer = case.make()
-        composed, tensors = layer.stack(), layer.tensors()
+        composed, tensors = layer.stack(True), case.tensors(layer, x)
         wants = (True, *(t.requires_grad for t in tensors))
-        dtypes = ("float64", *(str(t.dtype).removeprefix("torch.") for t in tensors))
+        dtypes = ("float64", *dtypes_of(tensors))
         first = next(candidates(task_of(composed, wants, "cpu")))
         program = assemble(first, composed, dtypes)
         texts.append(program.forward_source.text + (program.backward_source.text if program.backward_source else ""))
     need("deterministic", texts[0] == texts[1], lambda: "two builds give different source")
+
+
+def dropout(case: Case) -> None:
+    """While training, y = x W^T + b' + D(x) (W' - W)^T with D from the seed; neither the mask nor D(x) is kept."""
+    layer, x, p = case.make(dropout=0.3), case.x().requires_grad_(), 0.3
+    composed = layer.stack(True)
+    if composed.weight is None or layer.stack().seeded or composed.given:
+        return
+    y = case.call(layer, x)
+    torch.manual_seed(case.seed + 3)
+    mask = bernoulli(fresh_seed(x.device), 0, p, (case.m, case.k), x.dtype) / (1 - p)
+    plain = dict(zip(layer.stack().arguments, [x, *layer.tensors()], strict=False))
+    evaluate = Evaluator(plain, torch.float64, rows=case.m)
+    weight, bias = evaluate(layer.stack().weight), evaluate(layer.stack().bias)  # type: ignore[arg-type]
+    base = layer.weight
+    want = x @ base.T + bias + (x * mask) @ (weight - base).T
+    close("dropout", y, want, "y under dropout")
+    wrt = [t for t in (x, *layer.tensors()) if t.requires_grad]
+    gy = torch.randn(case.m, case.n, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
+    size = (gy.norm() * want.norm()).detach()
+    _compare("dropout", _gradients(y, wrt, gy), _gradients(want, wrt, gy), wrt, size, "a gradient {} under dropout")
 
 
 LAWS: dict[str, Callable[[Case], None]] = {
@@ -479,6 +555,20 @@ LAWS: dict[str, Callable[[Case], None]] = {
     "round trips": round_trips,
     "kept bytes": kept,
     "inputs": inputs,
+    "dropout": dropout,
     "deterministic": deterministic,
 }
 """The contract, in the order in which it is checked: what the others rest on comes first."""
+WITHOUT_CALLS = ("operators", "plans")
+"""Laws that do not call the layer: they are the same through the registered operators."""
+
+
+@contextmanager
+def through(route: str) -> Iterator[None]:
+    """Calls of layers on plain tensors by one way: "plain", or "op", the registered operators."""
+    before = paths.route
+    paths.route = route
+    try:
+        yield
+    finally:
+        paths.route = before

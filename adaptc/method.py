@@ -6,6 +6,7 @@ import difflib
 import functools
 import inspect
 import numbers
+import re
 import traceback
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -18,19 +19,18 @@ from adaptc.errors import (
     HyperparameterError,
     LeafError,
     ShapeError,
-    UnsupportedError,
 )
 from adaptc.ir import build
 from adaptc.ir.dims import TOKENS, Dim, Shape, same_shape, show, size_symbol
 from adaptc.ir.expr import Expr, postorder, substitute
-from adaptc.ir.matrix import ATTACH, Initial, Transpose
+from adaptc.ir.matrix import ATTACH, RANDOM, Initial, Transpose
 from adaptc.ir.prims import Leaf, Scale
 from adaptc.ir.printer import formula
 from adaptc.ir.rules import simplify
 from adaptc.ir.sympy_bridge import to_sympy
 
 ARGUMENTS = ("W", "bias", "x", "y")
-RESERVED = (*ARGUMENTS, "gy", "layer", "training")
+RESERVED = (*ARGUMENTS, "gy", "layer", "training", "seed")
 METHODS: dict[str, list[Method]] = {}
 """Every method that has been declared, by name; a name may be declared in several modules."""
 
@@ -59,10 +59,47 @@ class LeafSpec:
 
 
 @dataclass(frozen=True)
+class GivenSpec:
+    """A tensor from outside. at "call": an argument of the forward; at "attach": from `calibrate`. default None:
+    it must be given."""
+
+    leaf: Leaf
+    at: str
+    default: float | None
+    where: str
+
+    @property
+    def name(self) -> str:
+        """What it is given as."""
+        return self.leaf.name.removeprefix("given.")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What a method may ask of the layer it adapts. index: the last whole number in the name, None without one."""
+
+    name: str
+    kernel_size: tuple[int, ...] = (1, 1)
+    groups: int = 1
+
+    @property
+    def kind(self) -> str:
+        """The last part of the name: `q_proj`."""
+        return self.name.rpartition(".")[2]
+
+    @property
+    def index(self) -> int | None:
+        """Where the layer stands among its like."""
+        found = re.findall(r"\d+", self.name)
+        return int(found[-1]) if found else None
+
+
+@dataclass(frozen=True, eq=False)
 class Equation:
     """A traced adapter: the adapted weight and bias, or the adapted output, over named leaves.
 
-    attach: leaves that hold values computed at attach time, and what they are.
+    attach: leaves that hold values computed at attach time, and what they are. given: tensors from outside.
+    penalties: scalars that are added to the loss. Equations are traced once and compared by identity.
     """
 
     adapter: Adapter
@@ -74,6 +111,12 @@ class Equation:
     leaves: tuple[LeafSpec, ...]
     attach: tuple[tuple[Leaf, Expr], ...]
     where: str
+    given: tuple[GivenSpec, ...] = ()
+    penalties: tuple[Expr, ...] = ()
+    layer: Layer | None = None
+
+    def __reduce__(self) -> Any:
+        return _again, (self.adapter, self.n, self.k, self.layer)
 
     @property
     def results(self) -> tuple[Expr | None, Expr | None, Expr | None]:
@@ -87,9 +130,18 @@ class Equation:
         return parts[0] if len(parts) == 1 else _Pair(tuple(parts))
 
     @property
+    def asked(self) -> tuple[GivenSpec, ...]:
+        """What a call is given beside x."""
+        return tuple(g for g in self.given if g.at == "call")
+
+    @property
     def is_output_form(self) -> bool:
         """Does the method give the layer's output rather than its weight?"""
         return self.output is not None
+
+
+def _again(adapter_: Adapter, n: Dim, k: Dim, layer: Layer | None) -> Equation:
+    return adapter_.trace(n, k, layer)
 
 
 class _Pair(Expr):
@@ -103,9 +155,12 @@ class _Pair(Expr):
 
 @dataclass
 class Trace:
-    """The leaves declared so far by the equation that is being traced."""
+    """What the equation that is being traced has declared so far. random: its noise and dropout."""
 
     leaves: dict[str, LeafSpec] = field(default_factory=dict)
+    given: dict[str, GivenSpec] = field(default_factory=dict)
+    penalties: list[Expr] = field(default_factory=list)
+    random: int = 0
 
 
 _trace: ContextVar[Trace | None] = ContextVar("adaptc_trace", default=None)
@@ -181,12 +236,13 @@ class Method:
 
     def __call__(self, **hyper: Any) -> Adapter:
         for name in hyper:
-            if name not in self.defaults:
+            if name not in self.defaults or name == "layer":
                 near = difflib.get_close_matches(name, self.defaults, 1)
                 hint = f"did you mean '{near[0]}'?" if near else f"it has {', '.join(self.defaults) or 'none'}"
                 raise HyperparameterError(f"method '{self.name}' has no hyper-parameter '{name}': {hint}", self.where)
         bound = {**self.defaults, **{k: self._plain(k, v) for k, v in hyper.items()}}
-        missing = [k for k, v in bound.items() if v is inspect.Parameter.empty and k != "layer"]
+        bound.pop("layer", None)
+        missing = [k for k, v in bound.items() if v is inspect.Parameter.empty]
         if missing:
             raise HyperparameterError(f"method '{self.name}' needs {', '.join(missing)}", self.where)
         return Adapter(self, tuple(bound.items()))
@@ -244,9 +300,11 @@ class Adapter:
     def __repr__(self) -> str:
         return f"{self.name}({', '.join(f'{k}={v!r}' for k, v in self.hyper)})"
 
-    def trace(self, n: Dim, k: Dim) -> Equation:
-        """The equation at one layer shape. Raises EquationError with the user's file and line."""
-        return _traced(self, n, k)
+    def trace(self, n: Dim, k: Dim, layer: Layer | None = None) -> Equation:
+        """The equation at one layer shape; `layer` reaches methods that ask for it. Raises EquationError with the
+        user's file and line."""
+        asks = "layer" in self.method.defaults
+        return _traced(self, n, k, (layer or Layer("")) if asks else None)
 
     @property
     def formula(self) -> str:
@@ -259,18 +317,15 @@ class Adapter:
         return to_sympy(next(e for e in (equation.weight, equation.output) if e is not None))
 
 
-@functools.lru_cache(maxsize=1024)
-def _traced(adapter_: Adapter, n: Dim, k: Dim) -> Equation:
+@functools.lru_cache(maxsize=4096)
+def _traced(adapter_: Adapter, n: Dim, k: Dim, layer: Layer | None) -> Equation:
     method = adapter_.method
-    if "layer" in method.defaults:
-        raise UnsupportedError(
-            f"method '{method.name}' asks for `layer`, which this release does not pass [{method.where}]"
-        )
     known = {"W": W_leaf(n, k), "bias": bias_leaf(n), "x": x_leaf(k), "y": y_leaf(n)}
     trace, token = Trace(), None
+    more = {} if layer is None else {"layer": layer}
     try:
         token = _trace.set(trace)
-        result = method.function(*(known[a] for a in method.arguments), **dict(adapter_.hyper))
+        result = method.function(*(known[a] for a in method.arguments), **dict(adapter_.hyper), **more)
     except AdaptcError:
         raise
     except Exception as error:
@@ -281,8 +336,23 @@ def _traced(adapter_: Adapter, n: Dim, k: Dim) -> Equation:
         if token is not None:
             _trace.reset(token)
     weight, bias, output = _results(method, result, known)
-    equation = Equation(adapter_, n, k, weight, bias, output, tuple(trace.leaves.values()), (), method.where)
+    leaves, given = _used_leaves(trace, [weight, bias, output]), tuple(trace.given.values())
+    penalties = tuple(trace.penalties)
+    equation = Equation(adapter_, n, k, weight, bias, output, leaves, (), method.where, given, penalties, layer)
     return _hoist(_checked(equation))
+
+
+def _used_leaves(trace: Trace, results: list[Expr | None]) -> tuple[LeafSpec, ...]:
+    """The declared leaves; one that a function draws holds whole numbers if the equation uses it as an index."""
+    reached = [e for e in postorder(*(r for r in results if r is not None)) if isinstance(e, Leaf)]
+    indices = {e.name: e for e in reached if e.kind == "integer" and e.role == "frozen"}
+    found = []
+    for spec in trace.leaves.values():
+        index = indices.get(spec.name, spec.leaf)
+        if index is not spec.leaf and (isinstance(spec.init, Expr) or not callable(spec.init)):
+            raise LeafError(f"'{spec.name}' is used as an index and does not hold whole numbers", spec.where)
+        found.append(replace(spec, leaf=index))
+    return tuple(found)
 
 
 def _results(method: Method, result: Any, known: dict[str, Leaf]) -> tuple[Expr | None, Expr | None, Expr | None]:
@@ -336,6 +406,7 @@ def _hoist(equation: Equation) -> Equation:
         return e.rebuild(go)
 
     results = [None if e is None else go(e) for e in (equation.weight, equation.bias, equation.output)]
+    penalties = tuple(map(go, equation.penalties))
     names = {s.name for s in equation.leaves}
     for leaf in made.values():
         if leaf.name in names:
@@ -344,7 +415,8 @@ def _hoist(equation: Equation) -> Equation:
                 equation.where,
             )
     attach = tuple((leaf, e) for e, leaf in made.items())
-    return replace(equation, weight=results[0], bias=results[1], output=results[2], attach=attach)
+    weight, bias, output = results
+    return replace(equation, weight=weight, bias=bias, output=output, attach=attach, penalties=penalties)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -352,7 +424,7 @@ def _fixed(e: Expr) -> bool:
     """Is a value known at attach time, and made from a factorisation or initial value (W itself apart)?"""
     if isinstance(e, ATTACH):
         return True
-    if isinstance(e, Leaf) or not e.children:
+    if isinstance(e, (Leaf, *RANDOM)) or not e.children:
         return False
     loose = [c for c in e.children if not _fixed(c)]
     return len(loose) < len(e.children) and all(isinstance(c, Leaf) and c.role == "frozen" for c in loose)
@@ -381,8 +453,8 @@ def _entries(e: Expr) -> int | None:
 
 def _attach_leaf(e: Expr, position: int) -> Leaf:
     initial = isinstance(e, Initial) and isinstance(e.A, Leaf)
-    name = f"{e.A.name}_initial" if initial else f"attach_{position}"  # type: ignore[attr-defined]
-    return Leaf(name, e.dims, "attach")
+    name = f"{e.A.name.removeprefix('given.')}_initial" if initial else f"attach_{position}"  # type: ignore[attr-defined]
+    return Leaf(name.replace(".", "_"), e.dims, "attach", e.kind)
 
 
 # ---------------------------------------------------------------------------- formulas

@@ -12,8 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from adaptc.errors import AdaptcError, LawError, PlanError
-from adaptc.laws import LAWS, PLANS, Case
+from adaptc.laws import LAWS, PLANS, WITHOUT_CALLS, Case, through
 from adaptc.method import Adapter, Method
+from adaptc.nn import linear as paths
 from adaptc.runtime.attach import Wholes, attach
 
 SMALL = (
@@ -73,26 +74,36 @@ def verify(adapter: Adapter | Method, n: int | None = None, k: int | None = None
     if len(sizes) == 1:
         trial(bound, *sizes[0])
     state = torch.random.get_rng_state()
+    twice = min((s for s in sizes if min(s) > 1), default=sizes[0])
     try:
         for size in sizes:
-            _check(bound, *size, plans=PLANS if size == sizes[-1] else FEWER)
+            last = size == sizes[-1]
+            _check(bound, *size, plans=PLANS if last else FEWER, ways=paths.ROUTES if size == twice else ("plain",))
     finally:
         torch.random.set_rng_state(state)
     return Verdict(bound, tuple(sizes), tuple(LAWS))
 
 
-def _check(adapter: Adapter, n: int, k: int, plans: int) -> None:
+def _check(adapter: Adapter, n: int, k: int, plans: int, ways: tuple[str, ...]) -> None:
     for law, check in LAWS.items():
-        for m in (1, 5) if law == "forward" else (5,):
+        at = [(5, way) for way in ways if way == "plain" or law not in WITHOUT_CALLS]
+        for m, way in [(1, "plain"), *at] if law == "forward" else at:
             try:
-                check(Case(adapter, n, k, m, plans))
+                with through(way):
+                    check(Case(adapter, n, k, m, plans))
             except LawError as error:
-                raise LawError(error.law, f"{adapter} at n = {n}, k = {k}, m = {m}: {error.detail}") from error
+                raise LawError(
+                    error.law, f"{adapter} at n = {n}, k = {k}, m = {m}{_by(way)}: {error.detail}"
+                ) from error
             except AdaptcError as error:
                 raise LawError(
                     law,
-                    f"{adapter} at n = {n}, k = {k}, m = {m} raises {type(error).__name__}: {error}",
+                    f"{adapter} at n = {n}, k = {k}, m = {m}{_by(way)} raises {type(error).__name__}: {error}",
                 ) from error
+
+
+def _by(way: str) -> str:
+    return ", through the registered operators" if way == "op" else ""
 
 
 def trial(adapter: Adapter, n: int, k: int) -> None:
@@ -100,7 +111,8 @@ def trial(adapter: Adapter, n: int, k: int) -> None:
     equation = adapter.trace(n, k)
     wholes = Wholes()
     wholes.grow(equation)
-    attach(equation, torch.ones(n, k), wholes)
+    statistics = {g.name: torch.eye(*map(int, g.leaf.dims)) for g in equation.given if g.at == "attach"}
+    attach(equation, torch.ones(n, k), wholes, statistics)
 
 
 def accepted(adapter: Adapter) -> list[tuple[int, int]]:

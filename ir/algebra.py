@@ -17,7 +17,7 @@ from adaptc.ir.expr import Expr
 from adaptc.ir.functions import ARGS, ELEMENTWISE, root
 from adaptc.ir.matrix import MatMul, Transpose
 from adaptc.ir.operator import AbstractOperator
-from adaptc.ir.prims import INDEX, At, Index, Reduce, Scale, Table
+from adaptc.ir.prims import INDEX, At, Index, Leaf, Reduce, Scale, Table, TopK
 
 
 def tensor(value: Any, like: Expr | None = None) -> Expr:
@@ -225,6 +225,11 @@ def maximum_along(M: Expr, axis: int | None = None) -> Expr:
     return Reduce("max", M, tuple(range(M.ndim)) if axis is None else (_axis(M, axis),))
 
 
+def topk(M: Expr, j: int, axis: int | None = None) -> Expr:
+    """1 at the j largest entries along an axis (None: of all), 0 elsewhere; no derivative."""
+    return TopK(M, int(j), None if axis is None else _axis(M, axis))
+
+
 def softmax(M: Expr, axis: int) -> Expr:
     """exp(M) / sum exp(M) along an axis, computed from M - max M."""
     j = _axis(M, axis)
@@ -264,6 +269,8 @@ def take(M: Expr, index: Any, axis: int) -> Expr:
 
 def index_table(index: Any, bound: Dim) -> Expr:
     """Whole numbers below `bound` as a vector: an integer leaf, or anything numpy would take as one."""
+    if isinstance(index, Leaf) and index.role == "frozen" and index.kind == "real":
+        index = Leaf(index.name, index.size, index.role, "integer")  # a function draws it: the equation checks
     if isinstance(index, Expr):
         if index.kind != "integer" or index.ndim != 1:
             raise ShapeError(f"an index must be a vector of whole numbers, got {index.kind} {show(index.dims)}")

@@ -20,11 +20,13 @@ from adaptc.ir.prims import (
     Cholesky,
     Constant,
     Contract,
+    Draw,
     Put,
     Reduce,
     Scale,
     Solve,
     Take,
+    TopK,
     Transform,
     only,
 )
@@ -139,6 +141,17 @@ def _move(node: Take | Put, size: Sizer) -> Cost:
     return Cost(0, 2 * _traffic(node, size))
 
 
+DRAW = 12  # operations on whole numbers an entry
+
+
+def _draw(node: Draw, size: Sizer) -> Cost:
+    return Cost(DRAW * entries(node.dims, size), entries(node.dims, size))
+
+
+def _largest(node: TopK, size: Sizer) -> Cost:
+    return Cost(entries(node.dims, size), 4 * _traffic(node, size))
+
+
 RULES: dict[str, Callable[[Any, Sizer], Cost]] = {
     "Leaf": _free,
     "Table": _free,
@@ -156,5 +169,7 @@ RULES: dict[str, Callable[[Any, Sizer], Cost]] = {
     "Transform": _transform,
     "Solve": _solve,
     "Cholesky": _cholesky,
+    "Draw": _draw,
+    "TopK": _largest,
 }
 """One rule per primitive."""

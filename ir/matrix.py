@@ -1,6 +1,6 @@
 """Nodes of the language above the primitives: products and transposes that keep their structure, and
-values that exist from attach time on. `expand` turns the first two into primitives; the runtime
-computes the last two once."""
+values that exist from attach time on, and values that are random while training. `expand` turns products and
+transposes into primitives, the runtime computes attach-time values once, `settle` resolves random ones."""
 
 from __future__ import annotations
 
@@ -45,14 +45,37 @@ class Initial(Expr):
 
 
 class Factor(Expr):
-    """One output of an attach-stage factorisation. name: svd.U, svd.S, svd.Vt, qr.Q, qr.R, lu.P, lu.L, lu.U, pinv."""
+    """One output of an attach-stage factorisation. name: svd.U, svd.S, svd.Vt, qr.Q, qr.R, lu.P, lu.L, lu.U, pinv,
+    nonzero."""
 
     name: str
     A: Expr
     size: Shape
 
     def infer(self) -> tuple[Shape, Kind]:
+        return self.size, "integer" if self.name == "nonzero" else "real"
+
+
+class Noise(Expr):
+    """Entries from N(0, 1), new in every training forward, 0 in eval. place: which random value of the equation."""
+
+    place: int
+    size: Shape
+
+    def infer(self) -> tuple[Shape, Kind]:
         return self.size, "real"
 
 
+class Dropout(Expr):
+    """While training, entries are 0 with probability p and the others divided by 1 - p; else A itself."""
+
+    A: Expr
+    p: float
+    place: int
+
+    def infer(self) -> tuple[Shape, Kind]:
+        return self.A.dims, self.A.kind
+
+
+RANDOM = (Noise, Dropout)
 ATTACH = (Initial, Factor)

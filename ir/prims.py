@@ -1,7 +1,7 @@
 """The closed primitives. Every operator expands to these, and every pass has a rule for each of them.
 
 Leaf, Constant, Contract, Add, Scale, Map, Reduce, Broadcast, Reshape, Take, Put, Transform, Solve, Cholesky,
-Detach. Contractions are einsums without sums over one operand alone; `contract` makes them so.
+Detach, Draw, TopK. Contractions are einsums without sums over one operand alone; `contract` makes them so.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ class Primitive(Expr):
 
 
 class Leaf(Primitive):
-    """A named tensor. role: weight, bias, token (x), output (y), gradient, param, frozen or attach."""
+    """A named tensor. role: weight, bias, token (x), output (y), gradient, param, frozen, attach, given, calibrated
+    or seed."""
 
     name: str
     size: Shape
@@ -236,6 +237,35 @@ class Detach(Primitive):
 
     def infer(self) -> tuple[Shape, Kind]:
         return self.x.dims, self.x.kind
+
+
+class Draw(Primitive):
+    """Random numbers by counter: an entry depends on seed, stream, row and place in the row alone, so every backend
+    draws the same. drop None: uniform on [0, 1), in steps of 2^-24. Else 0 with that probability, and 1."""
+
+    seed: Expr
+    stream: int
+    size: Shape
+    drop: float | None = None
+
+    def infer(self) -> tuple[Shape, Kind]:
+        if self.seed.dims or self.seed.kind != "integer":
+            raise ShapeError(f"a seed is one whole number, got {self.seed.kind} {show(self.seed.dims)}")
+        return self.size, "real"
+
+
+class TopK(Primitive):
+    """1 at the `count` largest entries along an axis (None: of all), 0 elsewhere; no derivative."""
+
+    x: Expr
+    count: int
+    axis: int | None
+
+    def infer(self) -> tuple[Shape, Kind]:
+        room = product(self.x.dims) if self.axis is None else self.x.dims[self.axis]
+        if isinstance(room, int) and not 0 <= self.count <= room:
+            raise ShapeError(f"the {self.count} largest of {room} entries")
+        return self.x.dims, "real"
 
 
 def _promote(operands: tuple[Expr, ...]) -> Kind:

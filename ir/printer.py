@@ -10,7 +10,7 @@ import sympy
 from adaptc.ir.dims import show
 from adaptc.ir.expr import Expr, postorder
 from adaptc.ir.functions import ARGS, ELEMENTWISE, root
-from adaptc.ir.matrix import Factor, Initial, MatMul, Transpose
+from adaptc.ir.matrix import Dropout, Factor, Initial, MatMul, Noise, Transpose
 from adaptc.ir.operator import AbstractOperator
 from adaptc.ir.prims import (
     Add,
@@ -112,6 +112,10 @@ def _text(e: Expr) -> tuple[str, int]:  # noqa: C901 - one case per node, a tabl
         case Factor():
             kind, part = e.name.split(".") if "." in e.name else (e.name, "")
             return f"{kind}({formula(e.A)}){'.' + part if part else ''}", ATOM
+        case Noise():
+            return f"noise({show(e.size)})", ATOM
+        case Dropout():
+            return f"dropout({formula(e.A)}, {e.p:g})", ATOM
         case AbstractOperator():
             return f"{e.name}({', '.join(filter(None, map(_field, e.fields)))})", ATOM
         case _:

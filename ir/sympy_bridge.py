@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-import sympy
-from sympy import HadamardProduct, MatrixExpr, MatrixSymbol
+from collections.abc import Mapping
+from typing import Any
 
+import sympy
+from sympy import HadamardProduct, KroneckerProduct, MatrixExpr, MatrixSymbol
+
+from adaptc.errors import EquationError, LeafError
+from adaptc.ir import build
+from adaptc.ir.algebra import add, matmul, multiply, transpose
+from adaptc.ir.dims import as_dim
 from adaptc.ir.expr import Expr
 from adaptc.ir.matrix import MatMul, Transpose
+from adaptc.ir.operators.diag import Diag
+from adaptc.ir.operators.identity import Identity
+from adaptc.ir.operators.inverse import Inverse
+from adaptc.ir.operators.kron import Kron
 from adaptc.ir.prims import Add, Contract, Leaf, Scale
 from adaptc.ir.printer import formula
 
 
 def to_sympy(e: Expr) -> MatrixExpr:
-    """Products, sums, transposes and Hadamard products as SymPy's own; operators and functions as named symbols.
+    """Products, sums, transposes, inverses, Hadamard and Kronecker products as SymPy's own; other operators and
+    functions as named symbols.
 
     A vector (n,) is an n x 1 matrix.
     """
@@ -28,6 +40,102 @@ def to_sympy(e: Expr) -> MatrixExpr:
             return sympy.Transpose(to_sympy(e.A))
         case Contract() if len(e.operands) == 2 and e.terms[0][0] == e.terms[0][1] == e.terms[1] and e.ndim == 2:
             return HadamardProduct(*map(to_sympy, e.operands))
+        case Kron() if e.ndim == 2:
+            return KroneckerProduct(to_sympy(e.A), to_sympy(e.B))
+        case Inverse() if e.ndim == 2:
+            return sympy.Inverse(to_sympy(e.M))
+        case Identity():
+            return sympy.Identity(e.dims[0])
+        case Diag() if e.ndim == 2:
+            return sympy.DiagMatrix(to_sympy(e.v))
         case _:
             rows, cols = (*e.dims, 1, 1)[:2]
             return MatrixSymbol(e.name if isinstance(e, Leaf) else formula(e), rows, cols)
+
+
+def from_sympy(expr: Any, leaves: Mapping[str, Expr]) -> Expr:
+    """A SymPy matrix expression as an expression of the language; `leaves` says what each MatrixSymbol stands for.
+
+    Sums, products, scalar factors, transposes, inverses, Hadamard and Kronecker products, identities, zero and one
+    matrices, and diagonal matrices of n x 1 symbols. Raises: LeafError for a symbol without a leaf, EquationError for
+    anything else; ShapeError where the leaves do not fit.
+    """
+    kind = type(expr).__name__
+    if isinstance(expr, MatrixSymbol):
+        if expr.name not in leaves:
+            raise LeafError(f"no leaf for the symbol '{expr.name}': given are {', '.join(leaves) or 'none'}")
+        return leaves[expr.name]
+    if kind not in FROM:
+        raise EquationError(f"SymPy's {kind} has no form in the language: {expr}")
+    return FROM[kind](expr, leaves)
+
+
+def _sum(expr: Any, leaves: Mapping[str, Expr]) -> Expr:
+    total, *rest = (from_sympy(a, leaves) for a in expr.args)
+    for term in rest:
+        total = add(total, term)
+    return total
+
+
+def _product(expr: Any, leaves: Mapping[str, Expr]) -> Expr:
+    factor: Any = sympy.Integer(1)
+    result: Expr | None = None
+    for a in expr.args:
+        if not getattr(a, "is_Matrix", False):
+            factor = factor * a
+            continue
+        part = from_sympy(a, leaves)
+        result = part if result is None else matmul(result, part)
+    if result is None or not sympy.sympify(factor).free_symbols <= {s for d in result.dims for s in _symbols(d)}:
+        raise EquationError(f"the factor {factor} of {expr} is no number: write it as a scalar leaf")
+    return multiply(factor, result)
+
+
+def _symbols(d: Any) -> Any:
+    return () if isinstance(d, int) else d.free_symbols
+
+
+def _hadamard(expr: Any, leaves: Mapping[str, Expr]) -> Expr:
+    first, *rest = (from_sympy(a, leaves) for a in expr.args)
+    for other in rest:
+        first = multiply(first, other)
+    return first
+
+
+def _kronecker(expr: Any, leaves: Mapping[str, Expr]) -> Expr:
+    *others, last = (from_sympy(a, leaves) for a in expr.args)
+    for other in reversed(others):
+        last = Kron(other, last)
+    return last
+
+
+def _diagonal(expr: Any, leaves: Mapping[str, Expr]) -> Expr:
+    v = from_sympy(expr.args[0], leaves)
+    return Diag(v if v.ndim == 1 else build.reshape(v, (v.dims[0],)))
+
+
+def _power(expr: Any, leaves: Mapping[str, Expr]) -> Expr:
+    base, power = from_sympy(expr.args[0], leaves), int(expr.args[1])
+    if power < 0:
+        base = Inverse(base)
+    result = base
+    for _ in range(abs(power) - 1):
+        result = matmul(result, base)
+    return result
+
+
+FROM: dict[str, Any] = {
+    "MatAdd": _sum,
+    "MatMul": _product,
+    "HadamardProduct": _hadamard,
+    "KroneckerProduct": _kronecker,
+    "Transpose": lambda expr, leaves: transpose(from_sympy(expr.args[0], leaves)),
+    "Inverse": lambda expr, leaves: Inverse(from_sympy(expr.args[0], leaves)),
+    "MatPow": _power,
+    "DiagMatrix": _diagonal,
+    "DiagonalMatrix": _diagonal,
+    "Identity": lambda expr, leaves: Identity(as_dim(expr.rows)),
+    "ZeroMatrix": lambda expr, leaves: build.zeros(tuple(map(as_dim, expr.shape))),
+    "OneMatrix": lambda expr, leaves: build.ones(tuple(map(as_dim, expr.shape))),
+}
+"""What SymPy's matrix classes mean here."""

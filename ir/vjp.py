@@ -137,6 +137,8 @@ RULES: dict[str, Callable[[Any, Expr], Pairs]] = {
     "Constant": _nothing,
     "Table": _nothing,
     "Detach": _nothing,
+    "Draw": _nothing,
+    "TopK": _nothing,
     "Contract": _contract,
     "Add": lambda node, g: [(t, g) for t in node.terms],
     "Scale": lambda node, g: [(node.x, scale(node.factor, g))],

@@ -28,6 +28,7 @@ from adaptc.ir.prims import (
     Cholesky,
     Constant,
     Contract,
+    Draw,
     Leaf,
     Map,
     Put,
@@ -37,13 +38,16 @@ from adaptc.ir.prims import (
     Solve,
     Table,
     Take,
+    TopK,
     Transform,
     only,
 )
 from adaptc.ir.printer import brief
 from adaptc.plan.plan import reach
 
-_OURS = re.compile(r"t\d+|kept\d+|tables|torch|rows|gy|walsh_hadamard|.*_(float|bfloat|complex|int)\d+")
+_OURS = re.compile(
+    r"t\d+|kept\d+|tables|torch|rows|gy|walsh_hadamard|uniform|bernoulli|.*_(float|bfloat|complex|int)\d+"
+)
 
 
 def argument_names(leaves: Sequence[Leaf]) -> dict[Leaf, str]:
@@ -70,6 +74,7 @@ def emit(
     for e in order:
         writer.visit(e)
     values = [writer.cast(e, dtype) for e, dtype in results]
+    values[1:] = [writer.alone(e, value) for (e, _), value in zip(results[1:], values[1:], strict=True)]
     lines = [f"def {name}(tables, {', '.join(n for n, _ in arguments)}):", f'    """{head}"""']
     if writer.uses_rows:
         row = next(n for n, e in arguments if e.dims and e.dims[0] == TOKENS)
@@ -132,6 +137,10 @@ class _Writer:
             )
             self.lines.append(f"{name} = {text}.to(torch.{dtype})")
         return self.casts[e, dtype]
+
+    def alone(self, e: Expr, value: str) -> str:
+        """A result that stays alive on its own: a slice would hold all that it was cut from."""
+        return f"{value}.clone()" if isinstance(e, Take) and slices(e.index, e.size) is not None else value
 
     def dimension(self, d: Dim) -> str:
         """A size in the text: a number, or an expression of the number of rows."""
@@ -378,6 +387,23 @@ class _Writer:
         """The lower factor."""
         self.let(e, f"torch.linalg.cholesky({self.cast(e.A, self.types[e])})")
 
+    def draw(self, e: Draw) -> None:
+        """Random numbers from the seed, in the dtype of their user."""
+        shape = f"({self.shape(e.size)}{',' if e.size else ''})"
+        p = "" if e.drop is None else f"{e.drop!r}, "
+        call = "uniform" if e.drop is None else "bernoulli"
+        self.let(e, f"{call}({self.names[e.seed]}, {e.stream}, {p}{shape}, torch.{self.types[e]})", fresh=True)
+
+    def largest(self, e: TopK) -> None:
+        """Ones at the largest entries."""
+        x, dtype = self.names[e.x], self.types[e]
+        if e.axis is None:
+            x = f"{x}.reshape(-1)"
+        axis = 0 if e.axis is None else e.axis
+        zeros = f"torch.zeros_like({x}, dtype=torch.{dtype})"
+        text = f"{zeros}.scatter_({axis}, torch.topk({x}, {e.count}, {axis}).indices, 1.0)"
+        self.let(e, f"{text}.reshape({self.shape(e.dims)})" if e.axis is None else text, fresh=True)
+
     def leaf(self, e: Leaf) -> None:
         """A leaf that is no argument: a missing input."""
         raise UnsupportedError(f"the program reads '{e.name}', which it is not given")
@@ -403,6 +429,8 @@ EMIT: dict[str, Callable[[_Writer, Any], None]] = {
     "Transform": _Writer.transform,
     "Solve": _Writer.solve,
     "Cholesky": _Writer.cholesky,
+    "Draw": _Writer.draw,
+    "TopK": _Writer.largest,
     "Detach": lambda writer, e: writer.alias(e, e.x),
 }
 """One rule per primitive."""

@@ -1,8 +1,8 @@
 """Dtypes of a program's tensors, by one rule.
 
-Tensors with a row per token have x's dtype; what is computed from parameters alone, or summed over tokens (the
-gradients of parameters), has the parameters' dtype, float32 at least. Elementwise functions, reductions,
-transforms and solves of 16-bit tensors work in float32. Products accumulate in float32 or wider.
+Tensors with a row per token have x's dtype, random zeros and ones among them; what is computed from parameters
+alone, or summed over tokens (the gradients of parameters), has the parameters' dtype, float32 at least. Elementwise
+functions, reductions, transforms and solves of 16-bit tensors work in float32. Products accumulate in float32 or wider.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from adaptc.ir.prims import (
     Broadcast,
     Contract,
     Detach,
+    Draw,
     Leaf,
     Map,
     Put,
@@ -26,6 +27,7 @@ from adaptc.ir.prims import (
     Solve,
     Table,
     Take,
+    TopK,
     Transform,
 )
 from adaptc.plan.plan import depends_on_tokens
@@ -62,10 +64,12 @@ class Types:
         if e.kind == "integer" or isinstance(e, Table):
             return "int64"
         if isinstance(e, Leaf):
-            return self.token if e.role in ("token", "output", "gradient") else self.wide
+            return self.token if has_rows(e) else self.wide
+        if isinstance(e, Draw):
+            return self.token if has_rows(e) and e.drop is not None else self.wide
         if isinstance(e, MOVES) or (isinstance(e, Contract) and len(e.operands) == 1):
             return self[e.children[0]]
-        if not has_rows(e) or isinstance(e, (Map, Reduce, Transform, Solve)):
+        if not has_rows(e) or isinstance(e, (Map, Reduce, Transform, Solve, TopK)):
             return self.wide
         if isinstance(e, (Contract, Add)):
             return self.token

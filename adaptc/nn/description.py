@@ -23,13 +23,14 @@ class AdapterEntry:
 
 @dataclass(frozen=True)
 class LayerEntry:
-    """A layer's sizes, active adapters in order, and the hash of each adapter's equation."""
+    """A layer's sizes, active adapters in order, the hash of each adapter's equation, and its dropout."""
 
     n: int
     k: int
     bias: bool
     active: tuple[str, ...]
     equations: Mapping[str, str]
+    dropout: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,11 @@ def _layer(name: str, raw: Any, adapters: Mapping[str, AdapterEntry]) -> LayerEn
     unknown = [a for a in active if a not in equations]
     if unknown or len(set(active)) != len(active):
         raise LoadError(f"the active adapters of {what} are {active}, it has {list(equations)}")
-    return LayerEntry(n, k, _entry(entry, "bias", bool, what), tuple(active), equations)
+    dropout = _typed(entry.get("dropout", {}), dict, f"'dropout' of {what}")
+    for adapter, p in dropout.items():
+        if adapter not in equations or isinstance(p, bool) or not isinstance(p, (int, float)) or not 0 <= p < 1:
+            raise LoadError(f"the dropout of '{adapter}' in {what} is {p!r}: a number at least 0 and below 1")
+    return LayerEntry(n, k, _entry(entry, "bias", bool, what), tuple(active), equations, dropout)
 
 
 def _size(raw: Any, what: str) -> tuple[int, ...]:

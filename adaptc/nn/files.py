@@ -23,15 +23,15 @@ from adaptc.errors import AdaptcError, InjectError, LoadError
 from adaptc.initial import Init
 from adaptc.ir.prims import Leaf
 from adaptc.ir.printer import listing
-from adaptc.method import METHODS, Adapter, Equation, LeafSpec
+from adaptc.method import METHODS, Adapter, Equation, Layer, LeafSpec
+from adaptc.nn.base import operand, require_linear, sizes
 from adaptc.nn.description import FORMAT, AdapterEntry, Description, LayerEntry, parse
-from adaptc.nn.inject import adapted_layers, commit
+from adaptc.nn.inject import Additions, adapted_layers, commit
 from adaptc.nn.leaves import Leaves
-from adaptc.nn.linear import AdaptedLinear, require_linear
+from adaptc.nn.linear import AdaptedLinear
 from adaptc.runtime.attach import all_leaves, default_dtype, draw, leaf_dtype
 from adaptc.runtime.stack import stack
 
-Additions = dict[str, tuple[nn.Module, list[tuple[str, Leaves]]]]
 Wholes = Mapping[str, tuple[int, ...]]
 TENSORS, DESCRIPTION = "adapter.safetensors", "adapter.json"
 
@@ -60,7 +60,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
             "k": layer.in_features,
             "bias": layer.bias is not None,
         }
-        entry |= {"active": list(layer.active), "equations": {}}
+        entry |= {"active": list(layer.active), "dropout": dict(layer.dropouts), "equations": {}}
         for name in layer.adapters:
             leaves = layer._leaves(name)
             adapter, equation = leaves.adapter, leaves.equation
@@ -122,7 +122,10 @@ def load(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
     for where, entry in description.layers.items():
         module = _layer(modules, where, entry)
         order = [*entry.active, *(a for a in entry.equations if a not in entry.active)]
-        plan[where] = (module, [(a, reader.leaves(where, a, adapters[a], entry, module)) for a in order])
+        plan[where] = (
+            module,
+            [(a, reader.leaves(where, a, adapters[a], entry, module), entry.dropout.get(a, 0.0)) for a in order],
+        )
         active[where] = _composes(where, module, adapters, entry)
     if reader.unused:
         raise LoadError(f"the file holds '{sorted(reader.unused)[0]}', which no layer of the description uses")
@@ -132,10 +135,12 @@ def load(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
 
 def _composes(where: str, module: nn.Module, known: dict[str, Adapter], entry: LayerEntry) -> tuple[str, ...]:
     """What will be active: the layer's own adapters that the file does not name, then the file's. Checked."""
-    own = {a: module._leaves(a).adapter for a in module.active} if isinstance(module, AdaptedLinear) else {}
+    own = {a: module._part(a) for a in module.active} if isinstance(module, AdaptedLinear) else {}
     active = (*(a for a in own if a not in entry.equations), *entry.active)
+    new = {a: (known[a].trace(entry.n, entry.k, Layer(where)), entry.dropout.get(a, 0.0)) for a in entry.equations}
     try:
-        stack(tuple({**own, **known}[a] for a in active), entry.n, entry.k, entry.bias)
+        for training in (False, True):
+            stack(tuple({**own, **new}[a] for a in active), entry.n, entry.k, entry.bias, training)
     except AdaptcError as error:
         raise LoadError(f"the active adapters {active} of '{where}' do not go together: {error}") from error
     return active
@@ -145,11 +150,12 @@ def _install(model: nn.Module, plan: Additions, active: dict[str, tuple[str, ...
     fresh: Additions = {}
     for where, (module, additions) in plan.items():
         fresh[where] = (module, [])
-        for name, leaves in additions:
+        for name, leaves, rate in additions:
             if isinstance(module, AdaptedLinear) and name in module.adapters:
                 module._leaves(name).take(leaves)
+                module.dropouts[name] = rate
             else:
-                fresh[where][1].append((name, leaves))
+                fresh[where][1].append((name, leaves, rate))
     commit(model, fresh, active)
 
 
@@ -195,9 +201,7 @@ def _layer(modules: dict[str, nn.Module], where: str, entry: LayerEntry) -> nn.M
             require_linear(module, f"'{where}'")
         except InjectError as error:
             raise LoadError(str(error)) from error
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    have, want = tuple(weight.shape), (entry.n, entry.k)
+    have, want = sizes(module), (entry.n, entry.k)
     if have != want:
         raise LoadError(f"'{where}' is {have} in the model and {want} in the file")
     if (module.bias is not None) != entry.bias:
@@ -228,13 +232,12 @@ class _Reader:
     def leaves(self, where: str, name: str, adapter: Adapter, entry: LayerEntry, module: nn.Module) -> Leaves:
         """The leaves of one adapter on one layer, every one checked."""
         try:
-            equation = adapter.trace(entry.n, entry.k)
+            equation = adapter.trace(entry.n, entry.k, Layer(where))
         except (AdaptcError, ArithmeticError, TypeError, ValueError) as error:
             raise LoadError(f"adapter '{name}' does not fit '{where}': {error}") from error
         digest = entry.equations[name]
         _same_equation(equation, digest, self.description.equations.get(digest, "<not in the file>"))
-        weight = module.weight
-        assert isinstance(weight, Tensor)
+        weight = operand(module)
         wholes = self.description.shared.get(name, {})
         values = self.redraw(name, equation, weight, wholes)
         specs = {s.name: s for s in equation.leaves}
@@ -245,7 +248,7 @@ class _Reader:
             if s.shared and s.trainable:
                 key = f"{name}.{s.shared}"
                 values[s.name] = self.parameters.setdefault(key, nn.Parameter(values[s.name]))
-        return Leaves(adapter, equation, values)
+        return Leaves(adapter, equation, values, fresh=False)
 
     def read(self, where: str, name: str, leaf: Leaf, spec: LeafSpec | None, weight: Tensor, wholes: Wholes) -> Tensor:
         """One stored leaf."""
@@ -261,7 +264,7 @@ class _Reader:
         self.unused.discard(key)
         if shared and key in self.drawn:
             return self.drawn[key]
-        self.drawn[key] = value = value.to(weight.device, dtype, copy=True)  # not the file's buffer
+        self.drawn[key] = value = value.to(_place(weight), dtype, copy=True)  # not the file's buffer
         return value
 
     def redraw(self, name: str, equation: Equation, weight: Tensor, wholes: Wholes) -> dict[str, Tensor]:
@@ -275,11 +278,16 @@ class _Reader:
             if not spec.shared or key not in self.drawn:
                 size = _whole_size(spec.leaf, spec.shared, wholes)
                 generator = generators.setdefault(spec.seed, torch.Generator().manual_seed(spec.seed))
-                value = draw(spec.init, size, generator, spec).to(weight.device, leaf_dtype(spec, weight.dtype))
+                value = draw(spec.init, size, generator, spec).to(_place(weight), leaf_dtype(spec, weight.dtype))
                 self.drawn[key if spec.shared else ""] = value
             if not spec.store:
                 values[spec.name] = self.drawn[key if spec.shared else ""]
         return values
+
+
+def _place(weight: Tensor) -> torch.device:
+    """Where leaves go: beside the weight, or in memory while that is only a size."""
+    return torch.device("cpu") if weight.is_meta else weight.device
 
 
 def _whole_size(leaf: Leaf, shared: str | None, wholes: Wholes) -> tuple[int, ...]:

@@ -5,21 +5,31 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from adaptc.errors import InjectError, MergeError
-from adaptc.ir.prims import Leaf
-from adaptc.method import Adapter, Method
+from adaptc.errors import InjectError
+from adaptc.method import Adapter, Layer, Method
+from adaptc.nn.base import (
+    STATISTICS,
+    acts_as_linear,
+    as_adapter,
+    operand,
+    require_dropout,
+    require_linear,
+    require_name,
+    sizes,
+)
 from adaptc.nn.leaves import Holder, Leaves
-from adaptc.nn.linear import AdaptedLinear, as_adapter, require_linear, require_name, require_no_dropout
+from adaptc.nn.linear import AdaptedLinear, shared_once
 from adaptc.runtime.attach import Wholes, attach
 from adaptc.runtime.stack import stack
 
 Targets = str | Sequence[str]
 ALL_LINEAR = "all-linear"
+Additions = dict[str, tuple[nn.Module, list[tuple[str, Leaves, float]]]]
+"""By path: a module, and the adapters that it gets: name, leaves, dropout."""
 
 
 def adapted_layers(model: nn.Module) -> Iterator[tuple[str, AdaptedLinear]]:
@@ -37,7 +47,7 @@ def _matches(name: str, targets: Targets) -> bool:
 
 
 def find(model: nn.Module, targets: Targets, exclude: Targets | None) -> dict[str, nn.Module]:
-    """The modules that the patterns name. "all-linear": every nn.Linear but a language model's output layer and
+    """The modules that the patterns name. "all-linear": every linear layer but a language model's output layer and
     those whose parent reads their weight without calling them (nn.MultiheadAttention)."""
     modules = dict(model.named_modules(remove_duplicate=False))
     unreached = {f"{n}.out_proj".lstrip(".") for n, m in modules.items() if isinstance(m, nn.MultiheadAttention)}
@@ -47,7 +57,7 @@ def find(model: nn.Module, targets: Targets, exclude: Targets | None) -> dict[st
         found = {
             n: m
             for n, m in modules.items()
-            if isinstance(m, (nn.Linear, AdaptedLinear)) and m is not head and n not in unreached
+            if (acts_as_linear(m) or isinstance(m, AdaptedLinear)) and m is not head and n not in unreached
         }
     else:
         inside = [n for n, m in modules.items() if isinstance(m, AdaptedLinear)]
@@ -74,27 +84,28 @@ def inject(
     """Put an adapter on every matched linear layer, freeze the rest, return the model.
 
     target_modules: suffixes of module names, a regular expression for the whole name, or "all-linear".
-    A layer that has adapters gets this one after them. Raises: InjectError when nothing matches or a match is no
-    linear layer; the equation's own errors. On any error the model is bit for bit what it was.
+    dropout: of the adapters' x while training. A layer that has adapters gets this one after them.
+    Raises: InjectError when nothing matches or a match is no linear layer; the equation's own errors. On any error the
+    model is bit for bit what it was.
     """
-    require_no_dropout(dropout)
+    rate = require_dropout(dropout)
     target_modules = target_modules if isinstance(target_modules, str) else tuple(target_modules)
     bound = as_adapter(adapter)
     require_name(name)
     _require_one_meaning(model, bound, name)
     found = find(model, target_modules, exclude_modules)
     if not found:
-        some = ", ".join([n for n, m in model.named_modules() if isinstance(m, nn.Linear)][:5]) or "none"
+        some = ", ".join([n for n, m in model.named_modules() if acts_as_linear(m)][:5]) or "none"
         raise InjectError(f"no module matches {target_modules!r}; linear layers here: {some}")
     if "" in found:
         raise InjectError("the model itself is a linear layer: wrap it with AdaptedLinear")
     state = torch.random.get_rng_state()
     try:
-        leaves = _attach(bound, name, found)
+        leaves = _attach(bound, name, found, rate)
     except BaseException:
         torch.random.set_rng_state(state)
         raise
-    commit(model, {path: (module, [(name, leaves[id(module)])]) for path, module in found.items()})
+    commit(model, {path: (module, [(name, leaves[id(module)], rate)]) for path, module in found.items()})
     return model
 
 
@@ -112,7 +123,7 @@ def _require_one_meaning(model: nn.Module, adapter: Adapter, name: str) -> None:
             )
 
 
-def _attach(adapter: Adapter, name: str, found: dict[str, nn.Module]) -> dict[int, Leaves]:
+def _attach(adapter: Adapter, name: str, found: dict[str, nn.Module], rate: float) -> dict[int, Leaves]:
     """The leaves of every matched layer, and every check that could fail; the model is not touched."""
     wholes, made, layers = Wholes(), {}, {}
     for path, module in found.items():
@@ -123,29 +134,25 @@ def _attach(adapter: Adapter, name: str, found: dict[str, nn.Module]) -> dict[in
                 raise InjectError(f"'{path}' has an adapter named '{name}' already: give this one another name")
             if module.merged:
                 raise InjectError(f"'{path}' is merged: unmerge or unload it before adding an adapter")
-            before = tuple(module._leaves(a).adapter for a in module.active)
+            before = tuple(map(module._part, module.active))
         else:
             require_linear(module, f"'{path}'")
             before = ()
-        weight = module.weight
-        assert isinstance(weight, Tensor)
-        n, k = weight.shape
+        n, k = sizes(module)
         try:
-            equation = adapter.trace(n, k)
-            stack((*before, adapter), n, k, module.bias is not None)
+            equation = adapter.trace(n, k, Layer(path))
+            for training in (False, True):
+                stack((*before, (equation, rate)), n, k, module.bias is not None, training)
         except Exception as error:
             error.add_note(f"while adapting '{path}', a layer with {n} outputs and {k} inputs")
             raise
-        layers[id(module)] = (equation, weight)
+        layers[id(module)] = (equation, operand(module), STATISTICS.get(module.__dict__.get("base", module)))
         wholes.grow(equation)
-    parameters: dict[str, nn.Parameter] = {}
-    for key, (equation, weight) in layers.items():
-        values = attach(equation, weight, wholes)
-        for spec in equation.leaves:
-            if spec.shared and spec.trainable:  # one parameter for all layers
-                whole = values[spec.name]
-                values[spec.name] = parameters.setdefault(spec.shared, nn.Parameter(whole.detach()))
-        made[key] = Leaves(adapter, equation, values)
+    late = Wholes(wholes.sizes) if any(weight.is_meta for _, weight, _ in layers.values()) else None
+    for key, (equation, weight, statistics) in layers.items():
+        values = attach(equation, weight, wholes, statistics)
+        values = shared_once(equation, values, wholes)
+        made[key] = Leaves(adapter, equation, values, late if weight.is_meta else None)
     return made
 
 
@@ -161,7 +168,7 @@ def tie(leaves: Sequence[Leaves]) -> None:
 
 def commit(
     model: nn.Module,
-    plan: dict[str, tuple[nn.Module, list[tuple[str, Leaves]]]],
+    plan: Additions,
     active: dict[str, tuple[str, ...]] | None = None,
 ) -> None:
     """Put checked leaves on their layers, freeze the rest. active: what is active then; None adds them all."""
@@ -170,14 +177,14 @@ def commit(
     for path, (module, additions) in plan.items():
         if id(module) not in wrapped:
             layer = module if isinstance(module, AdaptedLinear) else AdaptedLinear.bare(_own(module, elsewhere))
-            for name, leaves in additions:
-                layer.hold(name, leaves)
-            layer.active = active[path] if active else (*layer.active, *(name for name, _ in additions))
+            for name, leaves, rate in additions:
+                layer.hold(name, leaves, rate)
+            layer.active = active[path] if active else (*layer.active, *(name for name, _, _ in additions))
             layer.train(module.training)
             wrapped[id(module)] = layer
         parent, _, last = path.rpartition(".")
         setattr(model.get_submodule(parent), last, wrapped[id(module)])
-    tie([leaves for _, additions in plan.values() for _, leaves in additions])
+    tie([leaves for _, additions in plan.values() for _, leaves, _ in additions])
     ours = {id(p) for p in adapter_parameters(model)}
     for p in model.parameters():
         if id(p) not in ours:
@@ -198,110 +205,3 @@ def adapter_parameters(model: nn.Module) -> list[nn.Parameter]:
     """The trained leaves of all adapters, each once."""
     found = {id(p): p for _, layer in adapted_layers(model) for p in layer.adapters.parameters()}
     return list(found.values())
-
-
-def set_active(model: nn.Module, names: str | Sequence[str]) -> None:
-    """Apply these adapters, in this order, where a layer has them. Raises KeyError for a name that no layer has."""
-    wanted = (names,) if isinstance(names, str) else tuple(names)
-    layers = [layer for _, layer in adapted_layers(model)]
-    for name in wanted:
-        if not any(name in layer.adapters for layer in layers):
-            known = sorted({a for layer in layers for a in layer.adapters})
-            raise KeyError(f"no adapter named '{name}': the model has {', '.join(known) or 'none'}")
-    for layer in layers:
-        if layer.merged:
-            raise MergeError("unmerge before changing the active adapters")
-        active = tuple(n for n in wanted if n in layer.adapters)
-        adapters = tuple(layer._leaves(n).adapter for n in active)
-        stack(adapters, layer.out_features, layer.in_features, layer.bias is not None)
-    for layer in layers:
-        layer.active = tuple(n for n in wanted if n in layer.adapters)
-
-
-@contextmanager
-def disabled(model: nn.Module) -> Iterator[nn.Module]:
-    """The model without its adapters: the original bits, also while merged."""
-    layers = [layer for _, layer in adapted_layers(model)]
-    for layer in layers:
-        if layer.merged:
-            layer._originals()  # raises if they were not kept
-    for layer in layers:
-        layer.disabled += 1
-    try:
-        yield model
-    finally:
-        for layer in layers:
-            layer.disabled -= 1
-
-
-def merge(model: nn.Module, reversible: bool = True, untie: bool = False) -> None:
-    """Fold the active adapters of every layer into its weight.
-
-    All new weights are computed before the first is written, so that a failure changes nothing. Raises: MergeError for
-    a method of the output form, a weight that another module shares (both are named; untie=True gives the layer a copy
-    of its own), a weight that is not finite, a model without adapters.
-    """
-    layers = [(name, layer) for name, layer in adapted_layers(model) if not layer.merged]
-    if not layers:
-        raise MergeError("there is no unmerged adapter in the model")
-    shared = _shared_weights(model, layers)
-    if shared and not untie:
-        first, other = shared[0][1:]
-        raise MergeError(f"'{first}' and '{other}' share one tensor: merge with untie=True to give '{first}' its own")
-    folded = []
-    for name, layer in layers:
-        try:
-            folded.append(layer.folded())
-        except MergeError as error:
-            error.add_note(f"while merging '{name}'")
-            raise
-    for layer, mine, _ in shared:
-        key = mine.rpartition(".")[2]
-        old = layer._parameters[key]
-        assert old is not None
-        layer._parameters[key] = nn.Parameter(old.detach().clone(), requires_grad=old.requires_grad)
-    for (_, layer), (weight, bias) in zip(layers, folded, strict=True):
-        layer.fold(weight, bias, reversible)
-
-
-def _shared_weights(model: nn.Module, layers: list[tuple[str, AdaptedLinear]]) -> list[tuple[AdaptedLinear, str, str]]:
-    owners: dict[int, list[str]] = {}
-    for name, module in model.named_modules():
-        for key, p in module._parameters.items():
-            if p is not None:
-                owners.setdefault(p.untyped_storage().data_ptr(), []).append(f"{name}.{key}")
-    found = []
-    for name, layer in layers:
-        for key in ("weight", "bias"):
-            p = layer._parameters[key]
-            if p is None or (key == "bias" and isinstance(layer.stack().bias, Leaf)):
-                continue
-            others = [o for o in owners[p.untyped_storage().data_ptr()] if o != f"{name}.{key}"]
-            if others:
-                found.append((layer, f"{name}.{key}", others[0]))
-    return found
-
-
-def unmerge(model: nn.Module) -> None:
-    """Put every original weight back, bit for bit. Raises MergeError if one was not kept."""
-    layers = [layer for _, layer in adapted_layers(model) if layer.merged]
-    if not layers:
-        raise MergeError("there is no merged adapter in the model")
-    for layer in layers:
-        layer._originals()
-    for layer in layers:
-        layer.unmerge()
-
-
-def unload(model: nn.Module) -> nn.Module:
-    """Take every adapter off and give the plain layers back, merged weights as they are."""
-    if isinstance(model, AdaptedLinear):
-        plain: nn.Module = model.__dict__["base"]
-        return plain.train(model.training)
-    for path, layer in list(model.named_modules(remove_duplicate=False)):
-        if isinstance(layer, AdaptedLinear):
-            parent, _, last = path.rpartition(".")
-            base = layer.__dict__["base"]
-            base.train(layer.training)
-            setattr(model.get_submodule(parent), last, base)
-    return model

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from adaptc.method import Adapter, Equation
-from adaptc.runtime.attach import all_leaves, cut
+from adaptc.runtime.attach import Wholes, all_leaves, cut, from_weight
+
+UNKNOWN = (math.nan, math.nan)  # unlike every other print
 
 
 @dataclass
@@ -19,15 +23,39 @@ class Holder:
     tensor: Tensor
 
 
+class Source:
+    """Where a tensor is: looked up in every call, since the entry may be replaced. A class of its own, because
+    torch.export copies what is in tuples and dicts of a module."""
+
+    __slots__ = ("cut", "holder", "key")
+
+    def __init__(self, holder: dict[str, Any], key: str, cut: tuple[slice, ...] | None) -> None:
+        self.holder, self.key, self.cut = holder, key, cut
+
+    def read(self) -> Tensor:
+        """The tensor, or the part of it that is this layer's."""
+        value: Tensor = self.holder[self.key]
+        return value if self.cut is None else value[self.cut]
+
+
 class Leaves(nn.Module):
     """Parameters for the trained leaves, buffers for the others; shared ones are held whole.
 
     A leaf may have any name, so they are registered without nn.Module's check against its own attributes.
+    waiting: what the layers of an adapter share, while the base weights are on the meta device. fresh: are these
+    initial values, or do they come from a file?
     """
 
-    def __init__(self, adapter: Adapter, equation: Equation, values: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self,
+        adapter: Adapter,
+        equation: Equation,
+        values: Mapping[str, Tensor],
+        waiting: Wholes | None = None,
+        fresh: bool = True,
+    ) -> None:
         super().__init__()
-        self.adapter, self.equation = adapter, equation
+        self.adapter, self.equation, self.waiting = adapter, equation, waiting
         self._shared: dict[str, Holder] = {}
         trained = {s.name for s in equation.leaves if s.trainable}
         stored = {s.name for s in equation.leaves if s.store} | {leaf.name for leaf, _ in equation.attach}
@@ -42,12 +70,48 @@ class Leaves(nn.Module):
                 if name not in stored:
                     self._non_persistent_buffers_set.add(name)
 
+        self.derived = from_weight(equation)
+        self._start = self._prints() if fresh else dict.fromkeys(self._parameters, UNKNOWN)
+
+    def _prints(self) -> dict[str, tuple[float, float]]:
+        """The trained leaves in short, where others were computed from W: to see later whether they were trained."""
+        if not self.derived or self.waiting is not None:
+            return {}
+        wide = {name: p.detach().double() for name, p in self._parameters.items() if p is not None}
+        return {name: (float(p.sum()), float(p.square().sum())) for name, p in wide.items()}
+
+    def trained(self) -> list[str]:
+        """Names of the leaves that are no longer what they were at attach time."""
+        now = self._prints()
+        return [name for name, print_ in self._start.items() if now.get(name) != print_]
+
+    @torch.no_grad()
+    def renew(self, values: Mapping[str, Tensor]) -> None:
+        """Take values as newly attached. Tensors stay the same objects unless they were on the meta device."""
+        for name in values:
+            mine, value = self[name], values[name]
+            if mine.device == value.device and mine.dtype == value.dtype and not mine.is_meta:
+                mine.copy_(value)
+            elif name in self._parameters:
+                known = isinstance(value, nn.Parameter)
+                self._parameters[name] = value if known else nn.Parameter(value)  # type: ignore[assignment]
+            else:
+                self._buffers[name] = value
+        self.waiting = None
+        self._start = self._prints()
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
+        """The state of a layer without adapters fits, also under strict=True."""
+        if not is_plain(state_dict):
+            super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
     def share(self, name: str, holder: Holder) -> None:
         """Let a buffer be one tensor with other layers', also after the model is moved or cast."""
         self._shared[name] = holder
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Leaves:
         before = {name: self._buffers[name] for name in self._shared}
+        untouched = not self.trained()
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, holder in self._shared.items():
             old, new = before[name], self._buffers[name]
@@ -55,6 +119,8 @@ class Leaves(nn.Module):
             if holder.tensor is old or (holder.tensor.dtype, holder.tensor.device) != (new.dtype, new.device):
                 holder.tensor = new
             self._buffers[name] = holder.tensor
+        if untouched:
+            self._start = self._prints()
         return self
 
     @torch.no_grad()
@@ -78,12 +144,27 @@ class Leaves(nn.Module):
         """Every leaf by name, shared ones whole."""
         return {name: self[name] for name, _ in self._dims}
 
+    def sources(self) -> list[Source]:
+        """Where this layer's part of every leaf is, in the order of the equation's arguments."""
+        found = []
+        for name, dims in self._dims:
+            holder: dict[str, Any] = self._parameters if name in self._parameters else self._buffers
+            size = tuple(int(d) for d in dims)
+            whole = tuple(holder[name].shape) == size
+            found.append(Source(holder, name, None if whole else tuple(slice(d) for d in size)))
+        return found
+
     def tensors(self) -> list[Tensor]:
         """This layer's part of every leaf, in the order of the equation's arguments."""
         return [cut(self[name], dims) for name, dims in self._dims]
 
     def extra_repr(self) -> str:
         return repr(self.adapter)
+
+
+def is_plain(state_dict: Mapping[str, Any]) -> bool:
+    """Is this the state of a layer, or a model, without adapters?"""
+    return not any(key.startswith("adapters.") or ".adapters." in key for key in state_dict)
 
 
 class Originals(nn.Module):

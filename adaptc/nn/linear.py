@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
-from torch._C._dynamo import eval_frame
 from torch.nn import functional as F
-from torch.nn.parameter import is_lazy
 
 from adaptc.env import options
 from adaptc.errors import DtypeError, InjectError, MergeError, ShapeError, UnsupportedError
-from adaptc.method import Adapter, Method
-from adaptc.nn.leaves import Leaves, Originals
+from adaptc.method import Adapter, Equation, GivenSpec, Layer, Method
+from adaptc.nn.base import STATISTICS, as_adapter, is_transposed, require_dropout, require_linear, require_name
+from adaptc.nn.call import fresh_seed, given_tensors
+from adaptc.nn.leaves import Leaves, Originals, is_plain
 from adaptc.plan.plan import NOMINAL, Plan
 from adaptc.plan.search import plan
+from adaptc.runtime import ops
 from adaptc.runtime.attach import Wholes, attach
 from adaptc.runtime.program import Apply, Program, build, run, task_of, weight_program
 from adaptc.runtime.reference import Evaluator
-from adaptc.runtime.stack import Stack, stack
+from adaptc.runtime.stack import Part, Stack, needs, stack
+from adaptc.runtime.transformed import Transformed
 
 HOOKS = tuple(
     f"_{kind}"
@@ -33,22 +37,28 @@ HOOKS = tuple(
         "backward_pre_hooks",
     )
 )
+PLAIN = (Tensor, nn.Parameter)
+ROUTES = ("plain", "op")
+route = "plain"
+"""The way of a call on plain tensors: the fast one, or through the registered operators, as the tests want both."""
 
 
-def as_adapter(adapter: Adapter | Method) -> Adapter:
-    """A method stands for itself with its defaults."""
-    if isinstance(adapter, Method):
-        return adapter()
-    if not isinstance(adapter, Adapter):
-        raise TypeError(f"not an adapter: {adapter!r}; declare it with @adaptc.adapter and call it")
-    return adapter
+@dataclass
+class Mode:
+    """The active adapters as they are in training or in eval."""
+
+    stack: Stack
+    name: str  # in calls of the registered operators
+    seeded: bool
+    asks: tuple[GivenSpec, ...]
 
 
 class AdaptedLinear(nn.Module):
     """y = x W'^T + b' for x (..., k), W' (n, k) the adapted weight of `base` (or y' for methods of the output form).
 
-    base: an nn.Linear, whose parameters this module shows as its own: `weight` and `bias` stay where they were in the
-    state dict, leaves are at `adapters.<name>.<leaf>`. y has x's dtype; products accumulate in float32 or wider.
+    base: an nn.Linear or transformers' Conv1D, whose parameters this module shows as its own: `weight` and `bias` stay
+    where they were in the state dict, leaves are at `adapters.<name>.<leaf>`. dropout: of the adapter's x, while
+    training: y = x W^T + b' + D(x) (W' - W)^T. y has x's dtype; products accumulate in float32 or wider.
     Raises: InjectError for a base that is no linear layer; the equation's own errors.
     """
 
@@ -62,15 +72,16 @@ class AdaptedLinear(nn.Module):
         name: str = "default",
         dropout: float = 0.0,
     ) -> None:
-        super().__init__()
+        nn.Module.__init__(self)
         require_linear(base, "the layer")
-        require_no_dropout(dropout)
         self._wrap(base)
         bound = as_adapter(adapter)
-        equation = bound.trace(self.out_features, self.in_features)
+        equation = bound.trace(self.out_features, self.in_features, Layer(""))
         wholes = Wholes()
         wholes.grow(equation)
-        self.add(name, Leaves(bound, equation, attach(equation, self.weight, wholes)))
+        values = attach(equation, self.operand(), wholes, STATISTICS.get(base))
+        late = wholes if self.weight.is_meta else None
+        self.add(name, Leaves(bound, equation, values, late), require_dropout(dropout))
 
     @classmethod
     def bare(cls, base: nn.Module) -> AdaptedLinear:
@@ -85,39 +96,58 @@ class AdaptedLinear(nn.Module):
         object.__setattr__(self, "base", base)
         for held in ("_parameters", "_buffers", *HOOKS):
             self.__dict__[held] = base.__dict__[held]
+        self.transposed = is_transposed(base)
         self.adapters = nn.ModuleDict()
-        self.active: tuple[str, ...] = ()
+        self.dropouts: dict[str, float] = {}
         self.disabled = 0
-        self._programs: dict[Any, Program] = {}
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        if self.merged:
-            raise MergeError("the layer is merged: unmerge it before loading a state dict")
-        super()._load_from_state_dict(*args, **kwargs)
+        self.given: dict[str, Any] = {}  # what `giving` gives, name -> tensor
+        self._folded = False
+        self.active = ()
 
     @property
     def in_features(self) -> int:
         """k."""
-        return int(self.weight.shape[1])
+        return int(self._parameters["weight"].shape[0 if self.transposed else 1])  # type: ignore[union-attr]
 
     @property
     def out_features(self) -> int:
         """n."""
-        return int(self.weight.shape[0])
+        return int(self._parameters["weight"].shape[1 if self.transposed else 0])  # type: ignore[union-attr]
 
     @property
     def merged(self) -> bool:
         """Are the adapters folded into the weight?"""
-        return "originals" in self._modules or self.__dict__.get("_folded", False)
+        return "originals" in self._modules or self._folded
 
-    def add(self, name: str, leaves: Leaves) -> None:
+    @property
+    def active(self) -> tuple[str, ...]:
+        """Names of the adapters that are applied, in order."""
+        return self._active
+
+    @active.setter
+    def active(self, names: tuple[str, ...]) -> None:
+        parts = tuple(self._part(a) for a in names)
+        modes = {training: self._mode(parts, training) for training in (False, True)}
+        self._modes, self._active = modes, tuple(names)
+        self._sources = [source for a in names for source in self._leaves(a).sources()]
+        self._programs: dict[Any, Program] = {}
+
+    def _part(self, name: str) -> Part:
+        return self._leaves(name).equation, self.dropouts.get(name, 0.0)
+
+    def _mode(self, parts: tuple[Part, ...], training: bool) -> Mode:
+        has_bias = self._parameters.get("bias") is not None
+        composed = stack(parts, self.out_features, self.in_features, has_bias, training)
+        return Mode(composed, ops.register(composed), composed.seeded, composed.given)
+
+    def add(self, name: str, leaves: Leaves, dropout: float = 0.0) -> None:
         """Put another adapter after those that are active."""
-        adapters = (*(self._leaves(a).adapter for a in self.active), leaves.adapter)
-        stack(adapters, self.out_features, self.in_features, self.bias is not None)  # raises before anything changes
-        self.hold(name, leaves)
+        parts = (*(self._part(a) for a in self.active), (leaves.equation, dropout))
+        self._mode(parts, training=False)  # raises before anything changes
+        self.hold(name, leaves, dropout)
         self.active = (*self.active, name)
 
-    def hold(self, name: str, leaves: Leaves) -> None:
+    def hold(self, name: str, leaves: Leaves, dropout: float = 0.0) -> None:
         """Take an adapter's leaves without activating it."""
         if name in self.adapters:
             raise InjectError(f"the layer has an adapter named '{name}' already: give this one another name")
@@ -125,6 +155,7 @@ class AdaptedLinear(nn.Module):
         if self.merged:
             raise InjectError("the layer is merged: unmerge or unload it before adding an adapter")
         self.adapters[name] = leaves
+        self.dropouts[name] = dropout
 
     def _leaves(self, name: str) -> Leaves:
         if name not in self.adapters:
@@ -137,31 +168,47 @@ class AdaptedLinear(nn.Module):
         """Leaf name -> tensor: trained leaves are the parameters themselves, shared ones whole, frozen ones too."""
         return self._leaves(name).values()
 
-    def stack(self) -> Stack:
+    def stack(self, training: bool = False) -> Stack:
         """The active adapters, composed."""
-        adapters = tuple(self._leaves(a).adapter for a in self.active)
-        return stack(adapters, self.out_features, self.in_features, self.bias is not None)
+        return self._modes[training].stack
+
+    def operand(self) -> Tensor:
+        """W (n, k) as the base holds it now."""
+        weight = self._parameters["weight"]
+        return weight.t() if self.transposed else weight  # type: ignore[union-attr, return-value]
 
     def tensors(self) -> list[Tensor]:
         """W, the bias if there is one, then the leaves of the active adapters: a program's arguments after x."""
-        found = [self.weight] if self.bias is None else [self.weight, self.bias]
-        for name in self.active:
-            found += self._leaves(name).tensors()
+        found = [self.operand()]
+        bias = self._parameters["bias"]
+        if bias is not None:
+            found.append(bias)
+        for source in self._sources:
+            found.append(source.read())
         return found
 
-    def forward(self, x: Tensor) -> Tensor:
+    # ------------------------------------------------------------------ the forward
+
+    def forward(self, x: Tensor, **given: Any) -> Tensor:
+        """y (..., n). given: what an equation asks for with `given(..., at="call")`."""
+        if self.disabled or not self._active or self.merged:
+            return self._unadapted(x)
+        if not isinstance(x, Tensor) or not x.is_floating_point() or not x.ndim or x.shape[-1] != self.in_features:
+            self._refuse(x)
+        kind = x.device.type
+        if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
+            x = x.to(torch.get_autocast_dtype(kind))
+            with torch.autocast(kind, enabled=False):
+                return self._adapted(x, given)
+        return self._adapted(x, given)
+
+    def _unadapted(self, x: Tensor) -> Tensor:
+        weight, bias = self.operand(), self.bias
         if self.merged and self.disabled:
             originals = self._originals()
-            return F.linear(x, originals.weight, originals.bias if originals.had_bias else None)  # type: ignore[arg-type]
-        if self.disabled or self.merged or not self.active:
-            return F.linear(x, self.weight, self.bias)
-        if not isinstance(x, Tensor) or not x.is_floating_point() or not x.ndim or x.shape[-1] != self.weight.shape[1]:
-            self._refuse(x)
-        if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
-            x = x.to(torch.get_autocast_dtype(x.device.type))
-            with torch.autocast(x.device.type, enabled=False):
-                return self._adapted(x)
-        return self._adapted(x)
+            weight, bias = originals.weight, originals.bias if originals.had_bias else None  # type: ignore[assignment]
+            weight = weight.t() if self.transposed else weight
+        return F.linear(x, weight, bias)
 
     def _refuse(self, x: Any) -> NoReturn:
         """Say what is wrong with x."""
@@ -173,25 +220,65 @@ class AdaptedLinear(nn.Module):
             raise ShapeError(f"x must have rows of {self.in_features}, got a scalar")
         raise ShapeError(f"x has rows of {x.shape[-1]}, the layer takes {self.in_features}")
 
-    def _adapted(self, x: Tensor) -> Tensor:
+    def _adapted(self, x: Tensor, given: Mapping[str, Any]) -> Tensor:
+        mode = self._modes[self.training]
         tensors = self.tensors()
+        if mode.asks or given:
+            tensors += given_tensors(mode.stack, x, given, self.given)
+        if mode.seeded:
+            tensors.append(fresh_seed(x.device))
+        if torch.compiler.is_compiling() or type(x) not in PLAIN or route == "op":
+            return self._through_op(mode, x, tensors)
         if options().backend == "reference":
-            return self._reference(x, tensors)
+            return self._reference(mode.stack, x, tensors)
         grad = torch.is_grad_enabled()
-        wants = tuple(grad and t.requires_grad for t in (x, *tensors))
-        key = (self.active, x.device.type, wants, x.dtype, *(t.dtype for t in tensors))
-        program = self._programs.get(key)
+        wants = [grad and x.requires_grad]
+        key: list[Any] = [self.training, x.device.type, x.dtype]
+        for t in tensors:
+            wants.append(grad and t.requires_grad)
+            key.append(t.dtype)
+        program = self._programs.get((*key, *wants))
         if program is None:
-            dtypes = tuple(str(t.dtype).removeprefix("torch.") for t in (x, *tensors))
-            program = build(self.stack(), (dtypes, wants), _device(x.device.type))
-            self._programs[key] = program
-        if not any(wants):
+            program = self._programs[(*key, *wants)] = self._build(mode, x, tensors, wants)
+        if torch._C._are_functorch_transforms_active():
+            rows = x.reshape(-1, x.shape[-1])
+            y: Tensor = Transformed.apply(program, rows, *tensors)[0]  # type: ignore[no-untyped-call]
+            return y.reshape(*x.shape[:-1], y.shape[-1])
+        if True not in wants:
             return run(program, x, tensors)
-        y: Tensor = Apply.apply(program, x, *tensors)  # type: ignore[no-untyped-call]
-        return y
+        return Apply.apply(program, x, *tensors)  # type: ignore[no-untyped-call]
 
-    def _reference(self, x: Tensor, tensors: list[Tensor]) -> Tensor:
-        composed, rows = self.stack(), x.reshape(-1, x.shape[-1])
+    def _build(self, mode: Mode, x: Tensor, tensors: list[Tensor], wants: list[bool]) -> Program:
+        late = [name for name in self.active if self._leaves(name).waiting is not None]
+        if late and not x.is_meta:
+            raise UnsupportedError(
+                f"'{late[0]}' was attached while the weight was on the meta device: load the weights, "
+                "then call ac.reset(model)"
+            )
+        dtypes = tuple(ops.dtypes_of([x, *tensors]))
+        return build(mode.stack, (dtypes, tuple(wants)), ops.device_name(x.device.type))
+
+    def _through_op(self, mode: Mode, x: Tensor, tensors: list[Tensor]) -> Tensor:
+        """One call of the registered operator: what a compiler, an exporter or a tracer sees."""
+        grad = torch.is_grad_enabled()
+        which = ops.call_name(mode.name, [grad and t.requires_grad for t in (x, *tensors)])
+        y: Tensor = torch.ops.adaptc.forward(x.reshape(-1, x.shape[-1]), tensors, which)[0]
+        return y.reshape(*x.shape[:-1], y.shape[-1])
+
+    def penalty(self) -> Tensor | None:
+        """The sum of the active adapters' penalties, differentiable, in float32 or wider; None without any."""
+        composed = self.stack(self.training)
+        if composed.penalty is None or self.disabled:
+            return None
+        arguments, tensors = composed.arguments[1:], self._unmerged_tensors()
+        wide = torch.promote_types(torch.float32, tensors[0].dtype)
+        values = [t.to(wide) if t.is_floating_point() else t for t in tensors]
+        if composed.seeded:
+            values.append(fresh_seed(tensors[0].device))
+        return Evaluator(dict(zip(arguments, values, strict=False)), wide)(composed.penalty)
+
+    def _reference(self, composed: Stack, x: Tensor, tensors: list[Tensor]) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
         wide = torch.promote_types(torch.float32, x.dtype)
         values = [t.to(wide) if t.is_floating_point() else t for t in (rows, *tensors)]
         evaluate = Evaluator(dict(zip(composed.arguments, values, strict=True)), wide, rows=len(rows))
@@ -202,24 +289,26 @@ class AdaptedLinear(nn.Module):
     @torch.no_grad()
     def _weights(self) -> tuple[Tensor, Tensor]:
         composed = self.stack()
-        if composed.weight is None:
+        if composed.weight is None or composed.bias is None:
             names = ", ".join(e.adapter.name for e in composed.equations if e.is_output_form)
             raise MergeError(f"{names} adapts the output, not the weight: there is no adapted weight to merge")
+        missing = needs(composed, composed.weight, composed.bias)
+        if missing:
+            raise MergeError(f"the adapted weight depends on '{missing[0]}', which only a call has")
         tensors = self._unmerged_tensors()
-        dtypes = tuple(str(t.dtype).removeprefix("torch.") for t in tensors)
         kind = self.weight.device.type
         with torch.autocast(kind, enabled=False):
-            weight, bias = weight_program(composed, dtypes, _device(kind))(*tensors)
+            program = weight_program(composed, tuple(ops.dtypes_of(tensors)), ops.device_name(kind))
+            weight, bias = program(*tensors)
         return weight, bias
 
     def _unmerged_tensors(self) -> list[Tensor]:
         tensors = self.tensors()
-        if self.merged:
-            originals = self._originals()
-            tensors[0] = originals.weight  # type: ignore[assignment]
-            if self.bias is not None:
-                tensors[1] = originals.bias  # type: ignore[assignment]
-        return tensors
+        if not self.merged:
+            return tensors
+        originals, leaves = self._originals(), tensors[-len(self._sources) :] if self._sources else []
+        weight = originals.weight.t() if self.transposed else originals.weight  # type: ignore[operator]
+        return [weight, *([originals.bias] if originals.had_bias else []), *leaves]  # type: ignore[list-item]
 
     def adapted_weight(self) -> Tensor:
         """W' (n, k) of all active adapters, in float32 or wider, without a gradient."""
@@ -260,7 +349,7 @@ class AdaptedLinear(nn.Module):
             self.originals = Originals(self.weight, self.bias, self.bias is not None)
         else:
             self._folded = True
-        self.weight.copy_(weight)
+        self.weight.copy_(weight.t() if self.transposed else weight)
         if bias is not None and self.bias is None:
             self._parameters["bias"] = nn.Parameter(bias, requires_grad=False)
         elif bias is not None and self.bias is not None:
@@ -290,53 +379,63 @@ class AdaptedLinear(nn.Module):
 
     def plan(self, m: int = NOMINAL) -> Plan:
         """The plan of a training step with the gradients that are wanted now. It is the same for every m."""
-        wants = (True, *(t.requires_grad for t in self.tensors()))
-        return plan(task_of(self.stack(), wants, _device(self.weight.device.type)))
+        composed, tensors = self.stack(training=True), self.tensors()
+        wants = [True, *(t.requires_grad for t in tensors)]
+        wants += [False] * (len(composed.arguments) - len(wants))
+        return plan(task_of(composed, wants, ops.device_name(self.weight.device.type)))
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
 
+    # ------------------------------------------------------------------ weights that come later, and copies
+
+    def renewed(self, name: str, wholes: Wholes, everything: bool) -> dict[str, Tensor]:
+        """New initial values of an adapter's leaves from the present W: all, or those that come from W."""
+        leaves = self._leaves(name)
+        known = {} if everything else {n: v for n, v in leaves.values().items() if n not in leaves.derived}
+        wholes.grow(leaves.equation)
+        values = attach(leaves.equation, self.operand(), wholes, STATISTICS.get(self.__dict__["base"]), known)
+        return values if everything else {n: v for n, v in values.items() if n in leaves.derived}
+
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, meta: Any, strict: bool, missing: Any, unexpected: Any, errors: list[str]
+    ) -> None:
+        """Base weights that come without leaves: what was computed from the old W is computed again."""
+        if self.merged:
+            raise MergeError("the layer is merged: unmerge it before loading a state dict")
+        comes, plain = f"{prefix}weight" in state_dict, is_plain(state_dict)
+        mine = [(name, self._leaves(name)) for name in self.adapters]
+        for name, leaves in mine if comes and plain else ():
+            if leaves.derived and leaves.trained():
+                errors.append(
+                    f"'{prefix}adapters.{name}.{leaves.trained()[0]}' was trained on the old weight, and the file has "
+                    "a new one: load adapter leaves with it, or call ac.reset(model) to start again"
+                )
+                return
+        super()._load_from_state_dict(state_dict, prefix, meta, strict, missing, unexpected, errors)
+        if not comes or self.weight.is_meta:
+            return
+        for name, leaves in mine:
+            if leaves.waiting is not None:
+                values = self.renewed(name, leaves.waiting, everything=True)
+                leaves.renew(shared_once(leaves.equation, values, leaves.waiting))
+            elif leaves.derived and plain:
+                leaves.renew(self.renewed(name, Wholes(), everything=False))
+        self.active = self._active
+
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_programs": {}}  # compiled again where it is loaded
+        made = ("_programs", "_modes", "_sources")  # made again where it is loaded
+        return {key: value for key, value in self.__dict__.items() if key not in made}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self.active = self._active
 
 
-def _outside_compiled_graphs(method: Any) -> None:
-    """Let torch.compile break its graph here and run the call, with all that it calls, as it is.
-
-    What torch.compiler.disable does, without its import of dynamo, which takes longer than torch itself.
-    """
-    method._torchdynamo_disable = True
-    eval_frame.set_code_exec_strategy(method.__code__, eval_frame._FrameExecStrategy(SKIP, SKIP))
-
-
-SKIP = eval_frame._FrameAction.SKIP
-_outside_compiled_graphs(AdaptedLinear._adapted)
-
-
-def _device(kind: str) -> str:
-    return "h200" if kind == "cuda" else "cpu"
-
-
-def require_name(name: str) -> None:
-    """Refuse a name that cannot stand in a state-dict key."""
-    if not name.isidentifier() or hasattr(nn.ModuleDict, name):
-        raise InjectError(f"'{name}' cannot name an adapter: use an identifier that nn.ModuleDict does not use itself")
-
-
-def require_no_dropout(dropout: float) -> None:
-    """Refuse what is not there yet, rather than ignore it."""
-    if dropout:
-        raise UnsupportedError(f"dropout {dropout} on the adapter's branch is not available yet: use 0.0")
-
-
-def require_linear(module: nn.Module, where: str) -> None:
-    """Raise unless a module is a linear layer over a floating-point matrix."""
-    if isinstance(module, nn.Linear) and type(module).forward is not nn.Linear.forward:
-        raise InjectError(
-            f"{where} is a {type(module).__name__} with a forward of its own, which an adapter would replace"
-        )
-    if isinstance(module, AdaptedLinear) or not isinstance(module, nn.Linear):
-        raise InjectError(f"{where} is a {type(module).__name__}, not an nn.Linear")
-    weight = module._parameters.get("weight")
-    if weight is None or is_lazy(weight) or not weight.is_floating_point() or weight.is_meta:
-        raise InjectError(f"the weight of {where} is not a floating-point parameter in memory")
+def shared_once(equation: Equation, values: dict[str, Tensor], wholes: Wholes) -> dict[str, Tensor]:
+    """The same values, with one parameter for a trained leaf that layers share."""
+    for spec in equation.leaves:
+        if spec.shared and spec.trainable:
+            made = wholes.parameters.setdefault(spec.shared, nn.Parameter(values[spec.name].detach()))
+            values[spec.name] = made
+    return values

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from adaptc.ir.cost import NOTHING, Cost, cost
 from adaptc.ir.dims import TOKENS, Dim, value
 from adaptc.ir.expr import Expr, postorder
-from adaptc.ir.prims import Constant, Leaf, Reshape, Table
+from adaptc.ir.prims import Constant, Draw, Leaf, Reshape, Table
 
 TOKEN_ROLES = ("token", "output", "gradient")
 NOMINAL = 1024
@@ -106,8 +106,14 @@ def total(nodes: Sequence[Expr], size: Callable[[Dim], object]) -> Cost:
 
 
 def depends_on_tokens(e: Expr) -> bool:
-    """Does a value need x, y or gy?"""
-    return any(isinstance(c, Leaf) and c.role in TOKEN_ROLES for c in postorder(e))
+    """Does a value need x, y, gy, or something else with a row a token?"""
+    return any(isinstance(c, (Leaf, Draw)) and _has_tokens(c) for c in postorder(e))
+
+
+def _has_tokens(e: Leaf | Draw) -> bool:
+    if isinstance(e, Leaf) and e.role in TOKEN_ROLES:
+        return True
+    return any(not isinstance(d, int) and d.has(TOKENS) for d in e.size)
 
 
 def is_view(e: Expr) -> bool:

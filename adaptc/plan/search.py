@@ -24,6 +24,7 @@ from adaptc.plan.plan import Choice, Kept, Plan, Task, depends_on_tokens, is_vie
 ORDER = "order of "
 CHANGES = 64  # of one site, weighed in one round
 WORTH = 0.25  # of a base product per entry: what costs as much to recompute is kept
+CHEAP = 16  # flops an entry: such a value is never kept
 SMALL = 0.01  # of y: larger values of parameters alone are always computed again
 
 
@@ -90,12 +91,14 @@ def _keep(task: Task, y: Expr, gradients: list[Expr]) -> tuple[Kept, ...]:
     forward = set(postorder(y))
     shared = [e for e in reach(gradients, ()) if e in forward and not is_view(e)]
     inner, y_entries = _inner(task), entries(y.dims, task.size)
-    threshold = WORTH * 2 * inner
+    threshold = max(WORTH * 2 * inner, CHEAP)
     kept: list[Kept] = []
     halt: list[Expr] = []
     for e in shared:  # operands first
+        if entries(e.dims, task.size) == 0:
+            continue
         again = sum(cost(s, task.size).flops for s in steps([e], halt))
-        per_entry = again / max(entries(e.dims, task.size), 1)
+        per_entry = again / entries(e.dims, task.size)
         small = depends_on_tokens(e) or entries(e.dims, task.size) <= SMALL * y_entries
         if per_entry >= threshold and small:
             halt.append(e)

@@ -14,7 +14,7 @@ from torch import Tensor
 from adaptc.errors import LeafError
 from adaptc.initial import Init
 from adaptc.ir.dims import Shape, show
-from adaptc.ir.expr import Expr
+from adaptc.ir.expr import Expr, postorder
 from adaptc.ir.prims import Leaf
 from adaptc.method import Equation, LeafSpec, W_leaf
 from adaptc.runtime.reference import Evaluator
@@ -29,6 +29,7 @@ class Wholes:
 
     sizes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     values: dict[str, Tensor] = field(default_factory=dict)
+    parameters: dict[str, Any] = field(default_factory=dict)  # of those that are trained
 
     def grow(self, equation: Equation) -> None:
         """Make room for a layer that has not been drawn yet."""
@@ -40,36 +41,96 @@ class Wholes:
 
 
 @torch.no_grad()
-def attach(equation: Equation, weight: Tensor, wholes: Wholes) -> dict[str, Tensor]:
+def attach(
+    equation: Equation,
+    weight: Tensor,
+    wholes: Wholes,
+    statistics: Mapping[str, Tensor] | None = None,
+    known: Mapping[str, Tensor] | None = None,
+) -> dict[str, Tensor]:
     """The value of every leaf of an equation, by name; shared leaves whole.
 
-    weight: the base W (n, k), dequantised, without adapters. Values are computed in float32 or wider, then cast.
+    weight: the base W (n, k), dequantised, without adapters; on the meta device there are sizes and no values.
+    statistics: what `calibrate` measured on this layer. known: leaves that have their values already.
+    Values are computed in float32 or wider, then cast.
     """
+    if weight.is_meta:
+        return _sizes_alone(equation, weight, wholes)
     with torch.autocast(weight.device.type, enabled=False):
-        return _attach(equation, weight, wholes)
+        return _attach(equation, weight, wholes, statistics or {}, known or {})
 
 
-def _attach(equation: Equation, weight: Tensor, wholes: Wholes) -> dict[str, Tensor]:
+def _attach(
+    equation: Equation, weight: Tensor, wholes: Wholes, statistics: Mapping[str, Tensor], known: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
     wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
     W = weight.detach().to(wide)
-    env: dict[Expr, Tensor] = {W_leaf(equation.n, equation.k): W}
+    env: dict[Expr, Tensor] = {W_leaf(equation.n, equation.k): W, **_measured(equation, W, statistics)}
+    evaluate = Evaluator(env, wide)  # one, so that a matrix is factored once
     generators: dict[int, torch.Generator] = {}
     values: dict[str, Tensor] = {}
     for spec in equation.leaves:
         generator = None
         if spec.seed is not None:
             generator = generators.setdefault(spec.seed, torch.Generator().manual_seed(spec.seed))
+        whole = known[spec.name] if spec.name in known else _value(spec, W, evaluate, generator, wholes)
+        ready = spec.name in known or spec.shared in wholes.values
         dtype = leaf_dtype(spec, weight.dtype)
-        whole = _value(spec, W, env, generator, wide, wholes)
-        known = spec.shared in wholes.values
-        values[spec.name] = whole if known else whole.to(weight.device, dtype, copy=True).contiguous()
+        values[spec.name] = whole if ready else whole.to(weight.device, dtype, copy=True).contiguous()
         if spec.shared is not None:
             wholes.values[spec.shared] = values[spec.name]
-        env[spec.leaf] = _to(cut(values[spec.name], spec.leaf.dims), wide)
+        evaluate.values[spec.leaf] = _to(cut(values[spec.name], spec.leaf.dims), wide)
     for leaf, expr in equation.attach:
-        dtype = default_dtype(weight.dtype)
-        values[leaf.name] = Evaluator(env, wide)(expr).to(dtype, copy=True).contiguous()
+        value = evaluate(expr)
+        dtype = default_dtype(weight.dtype) if value.is_floating_point() else torch.int64
+        values[leaf.name] = value.to(dtype, copy=True).contiguous()
     return values
+
+
+def _measured(equation: Equation, W: Tensor, statistics: Mapping[str, Tensor]) -> dict[Expr, Tensor]:
+    """The statistics an equation asks for at attach. Raises LeafError naming the one that is missing."""
+    found: dict[Expr, Tensor] = {}
+    for g in equation.given:
+        if g.at != "attach":
+            continue
+        size = _numbers(g.leaf.dims)
+        if g.name not in statistics and g.default is None:
+            raise LeafError(
+                f"'{equation.adapter.name}' needs '{g.name}' of the layer: "
+                f'run ac.calibrate(model, batches, of="{g.name}") before attaching',
+                g.where,
+            )
+        value = statistics.get(g.name, torch.full(size, float(g.default or 0)))
+        if tuple(value.shape) != size:
+            raise LeafError(f"'{g.name}' is {show(size)}, calibrate measured {show(tuple(value.shape))}", g.where)
+        found[g.leaf] = value.to(W.device, W.dtype)
+    return found
+
+
+def _sizes_alone(equation: Equation, weight: Tensor, wholes: Wholes) -> dict[str, Tensor]:
+    values = {}
+    for spec in equation.leaves:
+        size = _numbers(spec.leaf.dims)
+        if spec.shared is not None:
+            size = wholes.sizes.get(spec.shared, size)
+        values[spec.name] = torch.empty(size, dtype=leaf_dtype(spec, weight.dtype), device="meta")
+    for leaf, _ in equation.attach:
+        dtype = torch.int64 if leaf.kind == "integer" else default_dtype(weight.dtype)
+        values[leaf.name] = torch.empty(_numbers(leaf.dims), dtype=dtype, device="meta")
+    return values
+
+
+def from_weight(equation: Equation) -> set[str]:
+    """Names of the leaves whose values come from W or from what was measured on the layer."""
+    sources: set[Expr] = {W_leaf(equation.n, equation.k), *(g.leaf for g in equation.given)}
+    found: set[str] = set()
+    starts = [(s.leaf, s.init) for s in equation.leaves]
+    for leaf, start in (*starts, *equation.attach):
+        called = callable(start) and not isinstance(start, Expr) and "W" in inspect.signature(start).parameters
+        if called or (isinstance(start, Expr) and sources & set(postorder(start))):
+            found.add(leaf.name)
+            sources.add(leaf)
+    return found
 
 
 def _to(value: Tensor, dtype: torch.dtype) -> Tensor:
@@ -79,9 +140,8 @@ def _to(value: Tensor, dtype: torch.dtype) -> Tensor:
 def _value(
     spec: LeafSpec,
     W: Tensor,
-    env: Mapping[Expr, Tensor],
+    evaluate: Evaluator,
     generator: Generator,
-    wide: torch.dtype,
     wholes: Wholes,
 ) -> Tensor:
     size = _numbers(spec.leaf.dims)
@@ -105,7 +165,7 @@ def _value(
             )
         return drawn
     if isinstance(spec.init, Expr):
-        return Evaluator(env, wide)(spec.init)
+        return evaluate(spec.init)
     return _called(spec, W, generator, size)
 
 

@@ -18,16 +18,17 @@ from torch import Tensor
 
 from adaptc.codegen.aten import argument_names, emit
 from adaptc.codegen.source import Source
-from adaptc.codegen.types import Types, wide
+from adaptc.codegen.types import Types, has_rows, wide
 from adaptc.env import options
 from adaptc.errors import UnsupportedError
 from adaptc.ir.check import check
-from adaptc.ir.dims import show
-from adaptc.ir.expr import postorder
+from adaptc.ir.dims import TOKENS, Shape, show
+from adaptc.ir.expr import Expr, postorder
 from adaptc.ir.prims import Leaf
 from adaptc.ir.printer import brief, formula
-from adaptc.plan.plan import Plan, Task
+from adaptc.plan.plan import Plan, Task, depends_on_tokens
 from adaptc.plan.search import plan
+from adaptc.runtime.random import bernoulli, uniform
 from adaptc.runtime.stack import Stack
 from adaptc.runtime.tables import tabulate
 from adaptc.runtime.transforms import walsh_hadamard
@@ -47,6 +48,8 @@ class Program:
     saved: tuple[int, ...]  # arguments beside x that the backward reads
     wrt: tuple[int, ...]  # arguments with a gradient, in the order the backward gives them
     saves_x: bool
+    kept: tuple[tuple[Shape, str], ...] = ()  # sizes and dtypes of what passes from forward to backward
+    by_row: bool = False  # is a row of y, and of what is kept, a function of its row of x and the parameters alone?
 
     @functools.cached_property
     def forward(self) -> Callable[..., tuple[Tensor, ...]]:
@@ -66,7 +69,12 @@ def load(source: Source) -> Callable[..., tuple[Tensor, ...]]:
     linecache.cache[filename] = (len(source.text), None, source.text.splitlines(True), filename)
     if options().debug >= 4:
         print(source.text)
-    namespace: dict[str, Any] = {"torch": torch, "walsh_hadamard": walsh_hadamard}
+    namespace: dict[str, Any] = {
+        "torch": torch,
+        "walsh_hadamard": walsh_hadamard,
+        "uniform": uniform,
+        "bernoulli": bernoulli,
+    }
     exec(compile(source.text, filename, "exec"), namespace)  # our own text
     function = namespace[source.name]
     if not source.tables:
@@ -137,7 +145,7 @@ def assemble(chosen: Plan, stack: Stack, dtypes: Sequence[str]) -> Program:
     results = [(chosen.y, dtypes[0]), *((e, types[e]) for e in kept)]
     forward = emit(f"{name}_forward", [(names[a], a) for a in used], results, types, head)
     if not chosen.gradients:
-        return Program(chosen, forward, None, _positions(used, arguments), (), (), False)
+        return Program(chosen, forward, None, _positions(used, arguments), (), (), False, (), _by_row(stack, kept))
     inputs = [a for a in arguments if a in set(chosen.inputs)]
     back_types = Types(types.token, types.wide, {**given, **{e: types[e] for e in kept}, stack.gy: dtypes[0]})
     back_arguments = [
@@ -155,7 +163,15 @@ def assemble(chosen: Plan, stack: Stack, dtypes: Sequence[str]) -> Program:
         _positions([a for a in inputs if a is not arguments[0]], arguments),
         tuple(arguments.index(leaf) for leaf, _ in chosen.gradients),
         arguments[0] in inputs,
+        tuple((e.dims, types[e]) for e in kept),
+        _by_row(stack, kept),
     )
+
+
+def _by_row(stack: Stack, kept: Sequence[Expr]) -> bool:
+    """A weight form treats every token alike; so does what is kept with tokens first, or without them."""
+    tokens_first = all(has_rows(e) and e.dims[0] == TOKENS for e in kept if depends_on_tokens(e))
+    return stack.weight is not None and not stack.given and not stack.seeded and tokens_first
 
 
 def _used(chosen: Plan, arguments: Sequence[Leaf]) -> list[Leaf]:

@@ -19,7 +19,8 @@ from adaptc.ir.dims import TOKENS, Dim, Shape
 from adaptc.ir.expr import Expr, postorder
 from adaptc.ir.matrix import Factor
 from adaptc.ir.operator import AbstractOperator
-from adaptc.ir.prims import At, Constant, Leaf, Map, Put, Reduce, Take, Transform
+from adaptc.ir.prims import At, Constant, Draw, Leaf, Map, Put, Reduce, Take, TopK, Transform
+from adaptc.runtime.random import bernoulli, uniform
 from adaptc.runtime.tables import entries, tabulate
 from adaptc.runtime.transforms import walsh_hadamard
 
@@ -30,6 +31,7 @@ class Evaluator:
     def __init__(self, leaves: Mapping[Any, Tensor], dtype: torch.dtype, rows: int = 0) -> None:
         self.values: dict[Expr, Any] = dict(leaves)
         self.dtype, self.rows = dtype, rows
+        self.factors: dict[tuple[str, Expr], dict[str, Tensor]] = {}
         self.device = next(iter(leaves.values())).device if leaves else torch.device("cpu")
 
     def __call__(self, root: Expr) -> Tensor:
@@ -155,21 +157,36 @@ def _solve(ev: Evaluator, e: Any) -> Tensor:
 
 
 def _factor(ev: Evaluator, e: Factor) -> Tensor:
-    M = ev.values[e.A]
     kind, _, part = e.name.partition(".")
-    sizes = ev.shape(e.size)
+    if (kind, e.A) not in ev.factors:  # a matrix is factored once
+        ev.factors[kind, e.A] = _factors(kind, ev.values[e.A])
+    return ev.factors[kind, e.A][part][tuple(slice(s) for s in ev.shape(e.size))].contiguous()
+
+
+def _factors(kind: str, M: Tensor) -> dict[str, Tensor]:
     if kind == "svd":
         U, S, Vt = torch.linalg.svd(M, full_matrices=False)
         top = U.abs().argmax(0)
-        sign = torch.sign(U[top, torch.arange(U.shape[1])])
-        factors = {"U": U * sign, "S": S, "Vt": sign[:, None] * Vt}
-    elif kind == "qr":
-        factors = dict(zip("QR", torch.linalg.qr(M), strict=True))
-    elif kind == "lu":
-        factors = dict(zip("PLU", torch.linalg.lu(M), strict=True))
-    else:
-        return torch.linalg.pinv(M)
-    return factors[part][tuple(slice(s) for s in sizes)].contiguous()
+        sign = torch.sign(U[top, torch.arange(U.shape[1], device=U.device)])
+        return {"U": U * sign, "S": S, "Vt": sign[:, None] * Vt}
+    if kind == "qr":
+        return dict(zip("QR", torch.linalg.qr(M), strict=True))
+    if kind == "lu":
+        return dict(zip("PLU", torch.linalg.lu(M), strict=True))
+    return {"": torch.nonzero(M).T if kind == "nonzero" else torch.linalg.pinv(M)}
+
+
+def _draw(ev: Evaluator, e: Draw) -> Tensor:
+    seed, shape = ev.values[e.seed], ev.shape(e.size)
+    if e.drop is None:
+        return uniform(seed, e.stream, shape, ev.dtype)
+    return bernoulli(seed, e.stream, e.drop, shape, ev.dtype)
+
+
+def _largest(ev: Evaluator, e: TopK) -> Tensor:
+    x = ev.values[e.x].detach()
+    flat, axis = (x.reshape(-1), 0) if e.axis is None else (x, e.axis)
+    return torch.zeros_like(flat).scatter(axis, flat.topk(e.count, axis).indices, 1.0).reshape(x.shape)
 
 
 RULES: dict[str, Callable[[Evaluator, Any], Any]] = {
@@ -189,6 +206,10 @@ RULES: dict[str, Callable[[Evaluator, Any], Any]] = {
     "Solve": _solve,
     "Cholesky": lambda ev, e: torch.linalg.cholesky(ev.values[e.A]),
     "Detach": lambda ev, e: ev.values[e.x].detach(),
+    "Draw": _draw,
+    "TopK": _largest,
+    "Noise": lambda ev, e: torch.zeros(ev.shape(e.size), dtype=ev.dtype, device=ev.device),
+    "Dropout": lambda ev, e: ev.values[e.A],
     "MatMul": _matmul,
     "Transpose": lambda ev, e: ev.values[e.A].mT,
     "Initial": lambda ev, e: ev.values[e.A],

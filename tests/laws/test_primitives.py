@@ -25,6 +25,7 @@ from adaptc.ir.prims import (
     Constant,
     Contract,
     Detach,
+    Draw,
     Leaf,
     Map,
     Primitive,
@@ -35,6 +36,7 @@ from adaptc.ir.prims import (
     Solve,
     Table,
     Take,
+    TopK,
     Transform,
 )
 from adaptc.ir.printer import formula, listing
@@ -54,6 +56,7 @@ def primitives() -> dict[str, tuple[Expr, ...]]:
     z = Leaf("z", (4, 3), "param", "complex")
     i, at = INDEX, index_leaf("at", 5, 4)
     stack, square = build.leaf("stack", 2, 3, 3), build.leaf("square", 4, 4)
+    seed = index_leaf("seed", 1, 1000)[0]
     definite = build.eye(4) + build.contract("ik,jk->ij", a, a)
     eyes = Broadcast(build.eye(3), (2, 3, 3), (1, 2))
     return {
@@ -154,6 +157,14 @@ def primitives() -> dict[str, tuple[Expr, ...]]:
             Solve(build.scale(4, eyes) + stack, stack),
         ),
         "Cholesky": (Cholesky(definite),),
+        "Draw": (
+            Draw(seed, 0, (4, 3)),
+            Draw(seed, 7, (5,), 0.25),
+            Draw(seed, 1, (), 0.5),
+            build.times(x, Draw(seed, 2, (TOKENS, 4), 0.5)),
+            Draw(seed, 3, (2, 3, 3)),
+        ),
+        "TopK": (TopK(a, 5, None), TopK(a, 2, 0), TopK(x, 1, 1), build.times(a, TopK(b, 12, None))),
         "Detach": (a + Detach(b), Contract("ij,ij->i", (Detach(a), a))),
     }
 
@@ -311,6 +322,7 @@ def test_a_class_outside_the_closed_set_is_refused():
         lambda a, b: Solve(a, b),
         lambda a, b: Solve(build.eye(4), b),
         lambda a, b: Cholesky(a),
+        lambda a, b: TopK(a, 13, None),
     ],
 )
 def test_wrong_sizes_name_both(wrong):

@@ -44,7 +44,7 @@ class Case:
     @cached_property
     def stack(self) -> Stack:
         n, k = SIZES[self.seed % len(SIZES)]
-        return stack((self.method(seed=self.seed),), n, k, True)
+        return stack(((self.method(seed=self.seed).trace(n, k), 0.0),), n, k, True, True)
 
     @cached_property
     def wants(self) -> tuple[bool, ...]:

@@ -77,9 +77,19 @@ def test_state_dict_both_ways(adapter):
     fresh = plain_model()
     fresh.load_state_dict(own)
     assert list(own) == list(fresh.state_dict())
-    missing = other.load_state_dict(plain_model().state_dict(), strict=False).missing_keys
-    assert missing
-    assert all(".adapters.default." in key for key in missing)
+    if any(layer._leaves("default").derived for layer in other if isinstance(layer, ac.AdaptedLinear)):
+        with pytest.raises(RuntimeError, match="was trained on the old weight"):
+            other.load_state_dict(plain_model().state_dict())
+        return
+    assert not other.load_state_dict(plain_model().state_dict()).missing_keys
+    assert torch.equal(other[0].weight, plain_model()[0].weight)
+
+
+def test_a_state_dict_that_lacks_a_leaf_is_refused():
+    model = trained_model(lora(r=2))
+    part = {k: v for k, v in model.state_dict().items() if not k.endswith(".A")}
+    with pytest.raises(RuntimeError, match=r"Missing key.*adapters\.default\.A"):
+        model.load_state_dict(part)
 
 
 @every_method
