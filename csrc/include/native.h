@@ -1,0 +1,83 @@
+// What the kernels compute, and the table of them that each instruction set fills.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <new>
+
+namespace adaptc {
+
+using Index = std::ptrdiff_t;
+
+enum class Dtype : int { float32 = 0, bfloat16 = 1 };
+
+// out[t, b*q + j] = sum_i x[t, b*p + i] R[b, i, j], or R[b, j, i] if transposed.
+struct Apply {
+    const void* x;
+    const void* R;
+    void* out;
+    Index m, g, p, q, x_stride;
+    Dtype data, blocks;  // of x and out; of R
+    bool transposed;
+};
+
+// out[b, i, j] = sum_t x[t, b*p + i] gy[t, b*q + j], in float32.
+struct Gradient {
+    const void* x;
+    const void* gy;
+    float* out;
+    Index m, g, p, q, x_stride, gy_stride;
+    Dtype data;
+};
+
+// 24 bits for each (row, column), as a number in [0, 1) or as a comparison with a threshold.
+struct Draw {
+    const std::uint64_t* seed;
+    std::uint32_t stream;
+    std::int64_t threshold;  // below 0: uniform
+    void* out;
+    Index m, k;
+    Dtype data;
+};
+
+// One instruction set. Ranges are of independent outputs: how they are cut never changes a result.
+struct Level {
+    const char* name;
+    Index (*packed_floats)(const Apply&);
+    Index (*packed_items)(const Apply&);
+    void (*pack)(const Apply&, float* packed, Index first, Index last);
+    void (*apply)(const Apply&, const float* packed, Index first, Index last);  // tokens
+    Index (*gradient_items)(const Gradient&);
+    void (*gradient)(const Gradient&, Index first, Index last);
+    void (*columns)(std::uint32_t* hashes, Index k);
+    void (*draw)(const Draw&, const std::uint32_t* columns, Index first, Index last);  // rows
+};
+
+extern const Level plain_level;
+extern const Level avx2_level;
+extern const Level avx512_level;
+extern const Level avx512bf16_level;
+
+int levels();                   // how many this machine runs
+const Level& level(int index);  // -1: the last, which is the best
+
+void blocks_apply(const Apply&, int threads, int level);
+void blocks_gradient(const Gradient&, int threads, int level);
+void draw(const Draw&, int threads, int level);
+
+// Uninitialised memory on a cache line.
+template <class T>
+class Buffer {
+  public:
+    explicit Buffer(Index n) : data_(static_cast<T*>(::operator new(sizeof(T) * (n > 0 ? n : 1), align()))) {}
+    ~Buffer() { ::operator delete(data_, align()); }
+    Buffer(const Buffer&) = delete;
+    Buffer& operator=(const Buffer&) = delete;
+    T* get() const { return data_; }
+
+  private:
+    static constexpr std::align_val_t align() { return std::align_val_t{64}; }
+    T* data_;
+};
+
+}  // namespace adaptc
