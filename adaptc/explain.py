@@ -12,19 +12,20 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from adaptc.codegen.native import block_step, draws_natively
 from adaptc.codegen.types import Types, has_rows, wide
 from adaptc.errors import PlanError
 from adaptc.ir.build import count
 from adaptc.ir.cost import cost
 from adaptc.ir.dims import TOKENS, Dim
 from adaptc.ir.expr import Expr, postorder
-from adaptc.ir.prims import Broadcast, Contract, Leaf, Scale
+from adaptc.ir.prims import Broadcast, Contract, Draw, Leaf, Scale
 from adaptc.ir.printer import brief
 from adaptc.ir.sympy_bridge import to_sympy
 from adaptc.method import CONCRETE, Adapter, Equation, Method, symbolic, symbols
 from adaptc.plan.plan import Plan, depends_on_tokens, is_view, total
 from adaptc.plan.search import candidates, plan
-from adaptc.runtime.program import task_of
+from adaptc.runtime.program import kernels, task_of
 from adaptc.runtime.stack import stack
 
 BYTES = {
@@ -115,6 +116,7 @@ def explain(
     task = task_of(composed, wants, device, at)
     chosen = plan(task)
     bindings = {} if m is None else {TOKENS: m}
+    types = _types(composed.arguments, dtype)
     facts = {
         "adapter": repr(bound), "formula": text, "note": note,
         "n": str(rows), "k": str(cols), "m": str(TOKENS if m is None else m),
@@ -122,7 +124,7 @@ def explain(
         "parameters": _show(sum(count(leaf.dims) for leaf in trained), {}),
         "cost": _costs(chosen, rows, cols, bindings),
         "kept": kept(chosen, composed.arguments, dtype, bindings, mode),
-        "steps": [_step(e, way, chosen, bindings) for way, e in _steps(chosen)],
+        "steps": [_step(e, way, chosen, bindings, types) for way, e in _steps(chosen)],
         "choices": [
             {"where": brief(c.where, 70), "chosen": c.chosen, "options": list(c.options)} for c in chosen.choices
         ],
@@ -175,19 +177,24 @@ def _ratio(flops: Any, base: Any, bindings: Mapping[Any, int]) -> Any:
     return round(float(ratio), 4) if ratio.is_number else str(sympy.expand(ratio))
 
 
-def kept(chosen: Plan, arguments: Any, dtype: str, bindings: Mapping[Any, int], mode: str = "train") -> dict[str, Any]:
-    """What stays alive from forward to backward beside parameters and buffers: tensors, bytes, reasons."""
+def _types(arguments: Any, dtype: str) -> Types:
+    """Dtypes where x, W and the bias have one and trained leaves are float32 beside 16-bit x."""
     leaf_dtype = dtype if dtype in ("float32", "float64") else "float32"
     given = {
         a: dtype if a.role in ("token", "weight", "bias", "given") else leaf_dtype
         for a in arguments
         if a.kind == "real"
     }
-    types = Types(
+    return Types(
         dtype,
         wide(list(given.values())),
         {**given, **{a: "int64" for a in arguments if a.kind == "integer"}},
     )
+
+
+def kept(chosen: Plan, arguments: Any, dtype: str, bindings: Mapping[Any, int], mode: str = "train") -> dict[str, Any]:
+    """What stays alive from forward to backward beside parameters and buffers: tensors, bytes, reasons."""
+    types = _types(arguments, dtype)
     entries = []
     if mode == "train":
         for e in chosen.inputs:
@@ -244,11 +251,19 @@ def _side(e: Expr) -> str:
     return "tokens" if has_rows(e) else "gradients" if depends_on_tokens(e) else "parameters"
 
 
-def _step(e: Expr, way: str, chosen: Plan, bindings: Mapping[Any, int]) -> dict[str, Any]:
+def _by(e: Expr, types: Types, device: str) -> str:
+    """Who does a step: a compiled kernel of ours, or torch."""
+    ours = kernels(device)
+    if isinstance(e, Draw):
+        return "native" if draws_natively(e, types, ours) else "aten"
+    return "native" if isinstance(e, Contract) and block_step(e, types, ours) else "aten"
+
+
+def _step(e: Expr, way: str, chosen: Plan, bindings: Mapping[Any, int], types: Types) -> dict[str, Any]:
     return {
         "way": way, "step": type(e).__name__, "value": brief(e, 56), "shape": [str(d) for d in e.dims],
         "flops": _show(sympy.sympify(cost(e, _exact).flops), bindings),
-        "side": _side(e),
+        "side": _side(e), "by": _by(e, types, chosen.task.device),
     }  # fmt: skip
 
 
@@ -293,7 +308,7 @@ def _kept_table(f: Mapping[str, Any]) -> Table:
 
 
 def _step_table(f: Mapping[str, Any]) -> Table:
-    table = _table("\nPlan", "#", "way", "step", "shape", "flops", "side", "value")
+    table = _table("\nPlan", "#", "way", "step", "shape", "flops", "side", "by", "value")
     for number, s in enumerate(f["steps"], 1):
         table.add_row(
             str(number),
@@ -302,6 +317,7 @@ def _step_table(f: Mapping[str, Any]) -> Table:
             _shape(s["shape"]),
             _big(s["flops"]),
             s["side"],
+            s["by"],
             s["value"],
         )
     return table

@@ -15,6 +15,7 @@ from typing import Any
 import sympy
 
 from adaptc.codegen.gather import flat_index, prefix, slices
+from adaptc.codegen.native import Kernels, block_step, draws_natively
 from adaptc.codegen.product import groups, matrix_operands, product
 from adaptc.codegen.scalar import torch_text
 from adaptc.codegen.source import Source, Tabulated
@@ -46,7 +47,7 @@ from adaptc.ir.printer import brief
 from adaptc.plan.plan import reach
 
 _OURS = re.compile(
-    r"t\d+|kept\d+|tables|torch|rows|gy|walsh_hadamard|uniform|bernoulli|.*_(float|bfloat|complex|int)\d+"
+    r"t\d+|kept\d+|tables|torch|rows|gy|walsh_hadamard|uniform|bernoulli|native|.*_(float|bfloat|complex|int)\d+"
 )
 
 
@@ -67,9 +68,11 @@ def emit(
     results: Sequence[tuple[Expr, str]],
     types: Types,
     head: str,
+    kernels: Kernels | None = None,
 ) -> Source:
-    """The function `name(tables, *arguments)` that returns `results`, each in its dtype."""
-    writer = _Writer({e: n for n, e in arguments}, types, [e for e, _ in results])
+    """The function `name(tables, *arguments)` that returns `results`, each in its dtype. kernels: compiled ones that
+    may be called."""
+    writer = _Writer({e: n for n, e in arguments}, types, [e for e, _ in results], kernels)
     order = reach([e for e, _ in results], [e for _, e in arguments])
     for e in order:
         writer.visit(e)
@@ -87,9 +90,9 @@ def emit(
 class _Writer:
     """Writes one function, node by node."""
 
-    def __init__(self, names: dict[Expr, str], types: Types, results: list[Expr]) -> None:
+    def __init__(self, names: dict[Expr, str], types: Types, results: list[Expr], kernels: Kernels | None) -> None:
         self.names = dict(names)
-        self.types = types
+        self.types, self.kernels = types, kernels
         self.lines: list[str] = []
         self.tables: list[Tabulated] = []
         self.casts: dict[tuple[Expr, str], str] = {}
@@ -259,6 +262,11 @@ class _Writer:
             order = ", ".join(str(letters.index(c)) for c in out)
             self.let(e, f"{self.names[e.operands[0]]}.permute({order})")
             return
+        step = block_step(e, self.types, self.kernels)
+        if step is not None:
+            other = self.cast(step.other, self.types[step.x])
+            self.let(e, step.text(self.names[step.x], other, self.types[e]), fresh=True)
+            return
         g = groups(e)
         self.let(
             e,
@@ -392,6 +400,8 @@ class _Writer:
         shape = f"({self.shape(e.size)}{',' if e.size else ''})"
         p = "" if e.drop is None else f"{e.drop!r}, "
         call = "uniform" if e.drop is None else "bernoulli"
+        if draws_natively(e, self.types, self.kernels):
+            call = f"native.{call}"
         self.let(e, f"{call}({self.names[e.seed]}, {e.stream}, {p}{shape}, torch.{self.types[e]})", fresh=True)
 
     def largest(self, e: TopK) -> None:

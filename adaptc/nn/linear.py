@@ -20,7 +20,7 @@ from adaptc.plan.plan import NOMINAL, Plan
 from adaptc.plan.search import plan
 from adaptc.runtime import ops
 from adaptc.runtime.attach import Wholes, attach
-from adaptc.runtime.program import Apply, Program, build, run, task_of, weight_program
+from adaptc.runtime.program import Apply, Program, build, planned_as, run, task_of, weight_program
 from adaptc.runtime.reference import Evaluator
 from adaptc.runtime.stack import Part, Stack, needs, stack
 from adaptc.runtime.transformed import Transformed
@@ -256,7 +256,7 @@ class AdaptedLinear(nn.Module):
                 "then call ac.reset(model)"
             )
         dtypes = tuple(ops.dtypes_of([x, *tensors]))
-        return build(mode.stack, (dtypes, tuple(wants)), ops.device_name(x.device.type))
+        return build(mode.stack, (dtypes, tuple(wants)), x.device.type)
 
     def _through_op(self, mode: Mode, x: Tensor, tensors: list[Tensor]) -> Tensor:
         """One call of the registered operator: what a compiler, an exporter or a tracer sees."""
@@ -298,7 +298,7 @@ class AdaptedLinear(nn.Module):
         tensors = self._unmerged_tensors()
         kind = self.weight.device.type
         with torch.autocast(kind, enabled=False):
-            program = weight_program(composed, tuple(ops.dtypes_of(tensors)), ops.device_name(kind))
+            program = weight_program(composed, tuple(ops.dtypes_of(tensors)), kind)
             weight, bias = program(*tensors)
         return weight, bias
 
@@ -382,7 +382,7 @@ class AdaptedLinear(nn.Module):
         composed, tensors = self.stack(training=True), self.tensors()
         wants = [True, *(t.requires_grad for t in tensors)]
         wants += [False] * (len(composed.arguments) - len(wants))
-        return plan(task_of(composed, wants, ops.device_name(self.weight.device.type)))
+        return plan(task_of(composed, wants, planned_as(self.weight.device.type)))
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"

@@ -43,12 +43,7 @@ def program(which: str, dtypes: Sequence[str], device: str) -> Program:
     name, _, flags = which.partition(":")
     if name not in STACKS:
         raise InternalError(f"no equation is registered as '{name}' in this process")
-    return build(STACKS[name], (tuple(dtypes), tuple(f == "1" for f in flags)), device_name(device))
-
-
-def device_name(kind: str) -> str:
-    """What the planner calls a kind of device."""
-    return "h200" if kind == "cuda" else "cpu"
+    return build(STACKS[name], (tuple(dtypes), tuple(f == "1" for f in flags)), device)
 
 
 def dtypes_of(tensors: Sequence[Tensor]) -> list[str]:

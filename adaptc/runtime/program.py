@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from adaptc.codegen.aten import argument_names, emit
+from adaptc.codegen.native import Kernels
 from adaptc.codegen.source import Source
 from adaptc.codegen.types import Types, has_rows, wide
 from adaptc.env import options
@@ -28,6 +29,7 @@ from adaptc.ir.prims import Leaf
 from adaptc.ir.printer import brief, formula
 from adaptc.plan.plan import Plan, Task, depends_on_tokens
 from adaptc.plan.search import plan
+from adaptc.runtime import native
 from adaptc.runtime.random import bernoulli, uniform
 from adaptc.runtime.stack import Stack
 from adaptc.runtime.tables import tabulate
@@ -72,6 +74,7 @@ def load(source: Source) -> Callable[..., tuple[Tensor, ...]]:
     namespace: dict[str, Any] = {
         "torch": torch,
         "walsh_hadamard": walsh_hadamard,
+        "native": native,
         "uniform": uniform,
         "bernoulli": bernoulli,
     }
@@ -97,14 +100,26 @@ def task_of(stack: Stack, wants: Sequence[bool], device: str, at: tuple[tuple[ob
     return Task(stack.output, stack.gy, wrt, device, at)
 
 
+def planned_as(device: str) -> str:
+    """What the planner calls a kind of device."""
+    return "h200" if device == "cuda" else "cpu"
+
+
+def kernels(device: str) -> Kernels | None:
+    """The compiled kernels that a kind of device has. Asking says once, visibly, if they are missing."""
+    if device != "cpu":
+        return None
+    return Kernels(lambda p, q, dtype: native.ready() and native.pays(p, q, getattr(torch, dtype)), native.ready)
+
+
 @functools.lru_cache(maxsize=1024)
 def build(stack: Stack, signature: Signature, device: str) -> Program:
-    """Plan and compile one kind of call. Layers of one shape share it."""
+    """Plan and compile one kind of call on a kind of device, as torch names it. Layers of one shape share it."""
     dtypes, wants = signature
     start = time.perf_counter()
-    chosen = plan(task_of(stack, wants, device))
+    chosen = plan(task_of(stack, wants, planned_as(device)))
     _tell(chosen, stack)
-    program = assemble(chosen, stack, dtypes)
+    program = assemble(chosen, stack, dtypes, kernels(device))
     if options().debug:
         print(f"adaptc: built {_title(stack)} in {time.perf_counter() - start:.2f} s")
     return program
@@ -128,7 +143,7 @@ def _tell(chosen: Plan, stack: Stack) -> None:
                 print(f"  {way} {type(e).__name__} {show(e.dims)} {brief(e)}")
 
 
-def assemble(chosen: Plan, stack: Stack, dtypes: Sequence[str]) -> Program:
+def assemble(chosen: Plan, stack: Stack, dtypes: Sequence[str], compiled: Kernels | None = None) -> Program:
     """The program of any plan, not only the chosen one."""
     if options().verify:
         check([chosen.y, *(g for _, g in chosen.gradients)], primitive=True)
@@ -143,7 +158,7 @@ def assemble(chosen: Plan, stack: Stack, dtypes: Sequence[str]) -> Program:
     used = _used(chosen, arguments)
     kept = [k.node for k in chosen.kept]
     results = [(chosen.y, dtypes[0]), *((e, types[e]) for e in kept)]
-    forward = emit(f"{name}_forward", [(names[a], a) for a in used], results, types, head)
+    forward = emit(f"{name}_forward", [(names[a], a) for a in used], results, types, head, compiled)
     if not chosen.gradients:
         return Program(chosen, forward, None, _positions(used, arguments), (), (), False, (), _by_row(stack, kept))
     inputs = [a for a in arguments if a in set(chosen.inputs)]
@@ -154,7 +169,7 @@ def assemble(chosen: Plan, stack: Stack, dtypes: Sequence[str]) -> Program:
         *((f"kept{j}", e) for j, e in enumerate(kept)),
     ]
     gradients = [(g, given[leaf]) for leaf, g in chosen.gradients]
-    backward = emit(f"{name}_backward", back_arguments, gradients, back_types, head)
+    backward = emit(f"{name}_backward", back_arguments, gradients, back_types, head, compiled)
     return Program(
         chosen,
         forward,
@@ -240,7 +255,7 @@ def weight_program(stack: Stack, dtypes: tuple[str, ...], device: str) -> Callab
     given = dict(zip(arguments, dtypes, strict=True))
     dtype = wide([d for d in dtypes if "int" not in d])
     types = Types(dtype, dtype, dict(given))
-    roots = [plan(Task(e, stack.gy, (), device)).y for e in (stack.weight, stack.bias)]
+    roots = [plan(Task(e, stack.gy, (), planned_as(device))).y for e in (stack.weight, stack.bias)]
     head = formula(stack.weight)
     source = emit(
         "adapted_weight",

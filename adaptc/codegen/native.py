@@ -1,0 +1,98 @@
+"""Which steps of a plan the compiled CPU kernels of `csrc/` do, and their text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from adaptc.codegen.product import groups
+from adaptc.codegen.types import Types
+from adaptc.ir.expr import Expr
+from adaptc.ir.prims import Contract, Draw
+
+DTYPES = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """What a machine has. blocks: are products with (p, q) blocks in a dtype faster there than torch's? draws: random
+    numbers."""
+
+    blocks: Callable[[int, int, str], bool]
+    draws: Callable[[], bool]
+
+
+@dataclass(frozen=True)
+class BlockStep:
+    """A product with blocks along the diagonal. kind "apply": x (m, g, p), R (g, p, q) or, transposed, (g, q, p) ->
+    (m, g, q). kind "gradient": x (m, g, p), gy (m, g, q) -> (g, p, q). order: the axes of the result in the node's own
+    order, None where they agree."""
+
+    kind: str
+    x: Expr
+    other: Expr
+    transposed: bool
+    order: tuple[int, ...] | None
+
+    def text(self, x: str, other: str, dtype: str) -> str:
+        """The call, in the node's own axis order."""
+        if self.kind == "apply":
+            call = f"native.blocks_apply({x}, {other}{', True' if self.transposed else ''})"
+        else:
+            call = f"native.blocks_gradient({x}, {other}, torch.{dtype})"
+        return call if self.order is None else f"{call}.permute({', '.join(map(str, self.order))})"
+
+
+def draws_natively(e: Draw, types: Types, kernels: Kernels | None) -> bool:
+    """Are these random numbers drawn by the compiled kernel?"""
+    return kernels is not None and types[e] in DTYPES and bool(e.size) and kernels.draws()
+
+
+def block_step(e: Contract, types: Types, kernels: Kernels | None) -> BlockStep | None:
+    """The compiled form of a product, where it is one of these, its dtypes fit, and it is faster than torch's."""
+    if kernels is None or len(e.operands) != 2:
+        return None
+    for first, second in ((0, 1), (1, 0)):
+        step = _apply(e, first, second, types) or (_gradient(e, types) if first == 0 else None)
+        if step is not None:
+            p, q = _block(step)
+            return step if p is not None and kernels.blocks(p, q, types[step.x]) else None
+    return None
+
+
+def _block(step: BlockStep) -> tuple[int | None, int]:
+    p = step.x.dims[2]
+    q = step.other.dims[1 if step.transposed else 2]
+    return (p, q) if isinstance(p, int) and isinstance(q, int) else (None, 0)
+
+
+def _apply(e: Contract, first: int, second: int, types: Types) -> BlockStep | None:
+    g, (inputs, out) = groups(e), e.terms
+    alone, right = (g.left, g.right) if first == 0 else (g.right, g.left)
+    if not all(len(letters) == 1 for letters in (g.batch, g.summed, alone, right)):
+        return None
+    if inputs[first] != alone + g.batch + g.summed or types[e] not in DTYPES:
+        return None
+    if types[e.operands[first]] != types[e]:
+        return None
+    known = {g.batch + g.summed + right: False, g.batch + right + g.summed: True}
+    if inputs[second] not in known:
+        return None
+    order = _order(alone + g.batch + right, out)
+    return BlockStep("apply", e.operands[first], e.operands[second], known[inputs[second]], order)
+
+
+def _gradient(e: Contract, types: Types) -> BlockStep | None:
+    g, (inputs, out) = groups(e), e.terms
+    if not all(len(letters) == 1 for letters in (g.batch, g.summed, g.left, g.right)):
+        return None
+    if inputs != [g.summed + g.batch + g.left, g.summed + g.batch + g.right]:
+        return None
+    x, gy = e.operands
+    if types[x] != types[gy] or types[x] not in DTYPES or types[e] not in DTYPES:
+        return None
+    return BlockStep("gradient", x, gy, False, _order(g.batch + g.left + g.right, out))
+
+
+def _order(have: str, want: str) -> tuple[int, ...] | None:
+    return None if have == want else tuple(have.index(c) for c in want)
