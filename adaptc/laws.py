@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from adaptc.errors import AdaptcError, LawError, MergeError, ShapeError
 from adaptc.explain import kept as kept_report
+from adaptc.ir import dims
+from adaptc.ir.cost import entries
 from adaptc.ir.dims import TOKENS
 from adaptc.ir.expand import dense as formed
 from adaptc.ir.expand import expand
@@ -34,6 +36,7 @@ from adaptc.nn.inject import inject
 from adaptc.nn.linear import AdaptedLinear
 from adaptc.nn.merging import merge, unmerge
 from adaptc.nn.state import disabled
+from adaptc.plan.plan import Plan
 from adaptc.plan.search import candidates
 from adaptc.runtime.ops import dtypes_of
 from adaptc.runtime.program import Apply, assemble, build, task_of
@@ -42,6 +45,7 @@ from adaptc.runtime.reference import Evaluator
 from adaptc.runtime.stack import needs
 
 PLANS = 64
+ROOM = 2**24  # entries: a candidate plan with a larger value is not run
 EXACT = 1e-9  # relative, in float64: far above rounding, far below a wrong term
 
 
@@ -268,7 +272,8 @@ def gradients(case: Case) -> None:
 
 
 def plans(case: Case) -> None:
-    """Every candidate plan gives the same y and gradients, not only the chosen one (the first 64, all forms first)."""
+    """Every candidate plan gives the same y and gradients, not only the chosen one (the first 64, all forms first, but for
+    those with a value of over 2^24 entries)."""
     layer, x = case.layer, case.x().requires_grad_()
     composed, tensors = layer.stack(True), case.tensors(layer, x)
     wants = tuple(t.requires_grad for t in (x, *tensors))
@@ -278,12 +283,20 @@ def plans(case: Case) -> None:
     wrt = [t for t in values if t.requires_grad]
     want = _gradients(want_y, wrt, gy)
     for p in itertools.islice(candidates(task_of(composed, wants, "cpu")), case.plans):
+        if _largest(p, case.m) > ROOM:
+            continue
         program = assemble(p, composed, dtypes)
         y = Apply.apply(program, x, *tensors)  # type: ignore[no-untyped-call]
         form = "; ".join(f"{brief(c.where, 40)}: {c.chosen}" for c in p.choices)
         close("plans", y, want_y, f"y under the plan [{form}]")
         what = "a gradient {} under the plan [" + form.replace("{", "").replace("}", "") + "]"
         _compare("plans", _gradients(y, wrt, gy), want, wrt, (gy.norm() * want_y.norm()).detach(), what)
+
+
+def _largest(chosen: Plan, m: int) -> int:
+    """Entries of the largest value that a plan computes."""
+    steps = [*chosen.forward, *chosen.backward]
+    return max((entries(e.dims, lambda d: dims.value(d, {TOKENS: m})) for e in steps), default=0)
 
 
 def precision(case: Case) -> None:
@@ -393,6 +406,7 @@ def pairs(case: Case) -> None:
         pair(case, first, second)
 
 
+@torch.no_grad()
 def pair(case: Case, first: Adapter, second: Adapter) -> None:
     """Two adapters on one layer: forward = the dense definition = merged forward."""
     layer = AdaptedLinear(case.measured(case.base()), first, name="first")

@@ -11,9 +11,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from adaptc.errors import AdaptcError, LawError, PlanError
-from adaptc.laws import LAWS, PLANS, WITHOUT_CALLS, Case, through
-from adaptc.method import Adapter, Method
+from adaptc.errors import AdaptcError, LawError, PlanError, ShapeError
+from adaptc.ir.cost import entries
+from adaptc.ir.dims import TOKENS, show, value
+from adaptc.ir.expr import postorder
+from adaptc.ir.operator import AbstractOperator
+from adaptc.ir.printer import brief
+from adaptc.laws import LAWS, PLANS, ROOM, WITHOUT_CALLS, Case, through
+from adaptc.method import Adapter, Equation, Method
 from adaptc.nn import linear as paths
 from adaptc.runtime.attach import Wholes, attach
 
@@ -25,6 +30,7 @@ SMALL = (
 LARGE = ((160, 96), (96, 160), (128, 256), (256, 512))
 """Where the planner may choose another form than at the smallest."""
 WANTED = 4
+ROWS = 5
 FEWER = 12  # candidate plans at all sizes but the largest
 
 
@@ -111,8 +117,17 @@ def trial(adapter: Adapter, n: int, k: int) -> None:
     equation = adapter.trace(n, k)
     wholes = Wholes()
     wholes.grow(equation)
+    _require_small(equation)
     statistics = {g.name: torch.eye(*map(int, g.leaf.dims)) for g in equation.given if g.at == "attach"}
     attach(equation, torch.ones(n, k), wholes, statistics)
+
+
+def _require_small(equation: Equation) -> None:
+    """Raise where the dense definition of an operator is too large to be the oracle."""
+    for e in postorder(equation.written):
+        room = entries(e.dims, lambda d: value(d, {TOKENS: ROWS})) if isinstance(e, AbstractOperator) else 0
+        if room > ROOM:
+            raise ShapeError(f"{brief(e)} is {show(e.dims)}, too large to be formed and compared with")
 
 
 def accepted(adapter: Adapter) -> list[tuple[int, int]]:

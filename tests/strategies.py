@@ -11,7 +11,7 @@ import sympy
 import torch
 
 import adaptc as ac
-from adaptc.ir import algebra, build
+from adaptc.ir import algebra, build, random
 from adaptc.ir.dims import TOKENS, value
 from adaptc.ir.expr import Expr, postorder, substitute
 from adaptc.ir.functions import ELEMENTWISE
@@ -59,6 +59,8 @@ def leaves(*roots: Expr) -> list[Leaf]:
 def draw_leaf(leaf: Leaf, generator: torch.Generator, rows: int = ROWS) -> torch.Tensor:
     """Entries in [-1, 1], or whole numbers below the bound in the leaf's name."""
     size = [value(d, {TOKENS: rows}) for d in leaf.dims]
+    if leaf.role == "seed":
+        return torch.randint(-(2**63), 2**63 - 1, (), generator=generator)
     if leaf.kind == "integer":
         bound = int(leaf.name.rpartition("_")[2])
         return torch.randint(bound, size, generator=generator)
@@ -233,6 +235,20 @@ class Draws:
     def _smooth(self, M: Expr) -> Expr:
         return self.rng.choice((M, algebra.clamp(M, -0.5, 0.75), M + build.detach(M)))
 
+    def masked(self, rows: int, cols: int, depth: int) -> Expr:
+        """Some entries alone: the largest of a leaf, or those that dropout leaves; or noise added."""
+        M = self.matrix(rows, cols, depth)
+        stream = next(self.names)
+        match self.rng.randrange(4):
+            case 0:
+                return algebra.topk(self.leaf(rows, cols), self.rng.randrange(1, rows * cols + 1)) * M
+            case 1:
+                return algebra.topk(self.leaf(rows, cols), self.rng.randrange(1, cols + 1), axis=1) * M
+            case 2:
+                return random.drop(M, 0.5, stream)
+            case _:
+                return M + 0.1 * random.normal((rows, cols), stream)
+
     def along(self, rows: int, cols: int, depth: int) -> Expr:
         """Softmax, or a matrix scaled by its norms or sums."""
         M, axis = self.matrix(rows, cols, depth), self.rng.randrange(2)
@@ -331,6 +347,7 @@ PRODUCTIONS = (
     Draws.add,
     Draws.times,
     Draws.along,
+    Draws.masked,
     Draws.transpose,
 )
 TOKENWISE = (Draws.linear, Draws.linear, Draws.gate, Draws.bent, Draws.cut)
@@ -342,6 +359,8 @@ TOKENWISE = (Draws.linear, Draws.linear, Draws.gate, Draws.bent, Draws.cut)
 def declare(*results):
     """Make every leaf of drawn expressions a leaf of the adapter."""
     for leaf in leaves(*results):
+        if leaf.role == "seed":
+            continue
         if leaf.kind == "integer":
             start = lambda generator, leaf=leaf: draw_leaf(leaf, generator)  # noqa: E731
             ac.frozen(leaf.name, leaf.dims, start, dtype="int64", seed=0)

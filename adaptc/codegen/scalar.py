@@ -51,6 +51,8 @@ class _Printer(StrPrinter):
     def _print_NumberSymbol(self, expr: Any) -> str:
         return repr(float(expr))
 
+    _print_Pi = _print_Exp1 = _print_NumberSymbol
+
     def _print_Function(self, expr: Any) -> str:
         name = expr.func.__name__
         if name == "positive":

@@ -182,11 +182,12 @@ def _called(spec: LeafSpec, W: Tensor, generator: Generator, size: tuple[int, ..
 
 
 def draw(init: Init, size: tuple[int, ...], generator: Generator, spec: LeafSpec) -> Tensor:
-    """A tensor from a named initialiser, in float32 on the CPU."""
+    """A tensor from a named initialiser, on the CPU: random ones in float32, numbers exact."""
     empty = torch.empty(size, **DRAWN)
     match init.name:
         case "zeros" | "ones" | "constant":
-            return torch.full(size, init.numbers[0] if init.numbers else float(init.name == "ones"))
+            number = init.numbers[0] if init.numbers else float(init.name == "ones")
+            return torch.full(size, number, dtype=torch.float64, device="cpu")
         case "identity":
             return torch.eye(*size[-2:], **DRAWN).expand(size).clone()
         case "normal":

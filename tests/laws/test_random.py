@@ -58,7 +58,8 @@ class Case:
         start = attach(s.equations[0], W, Wholes())
         given = [start[leaf.name] for leaf in s.leaves[0]]
         moved = [t + 0.1 * t.sin() if t.is_floating_point() else t for t in given]
-        return [x, W, bias, *moved]
+        seed = [draw_leaf(leaf, generator) for leaf in s.arguments[len(moved) + 3 :]]
+        return [x, W, bias, *moved, *seed]
 
     def results(self, call, dtype=torch.float64) -> list[torch.Tensor]:
         """y and the gradient of everything that wants one."""
