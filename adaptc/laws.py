@@ -272,8 +272,10 @@ def gradients(case: Case) -> None:
 
 
 def plans(case: Case) -> None:
-    """Every candidate plan gives the same y and gradients, not only the chosen one (the first 64, all forms first, but for
-    those with a value of over 2^24 entries)."""
+    """Every candidate plan gives the same y and gradients, not only the chosen one (the first 64, all forms first).
+
+    One that computes a value of over 2^24 entries is not run.
+    """
     layer, x = case.layer, case.x().requires_grad_()
     composed, tensors = layer.stack(True), case.tensors(layer, x)
     wants = tuple(t.requires_grad for t in (x, *tensors))
