@@ -46,8 +46,8 @@ def hra(W, *, r=8):
 def ether(W, *, g=4):
     """ETHER: W' = W H, H block-diagonal with g Householder reflections I - 2 u u^T / |u|^2.
 
-    Source: arXiv:2405.20271, eq. 1 and section 3.4, read. A reflection is never the identity. The authors' code reshapes
-    W so that the blocks act on groups of outputs; here they act on groups of inputs, as in the paper.
+    Source: arXiv:2405.20271, eq. 1 and section 3.4, read. A reflection is never the identity. The authors' code
+    reshapes W so that the blocks act on groups of outputs; here they act on groups of inputs, as in the paper.
     """
     u = ac.param("u", (g, ac.divide(W.shape[1], g)), "kaiming_uniform")
     return W @ ac.block_diag(ac.householder(ac.reshape(u, (*u.shape, 1))))

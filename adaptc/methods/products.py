@@ -63,7 +63,7 @@ def sum_of_krons(W, *, q=4, r=1):
 
 @ac.adapter
 def quanta(W, *, dims=None, d=3):
-    """QuanTA: W' = W + Q - Q_0, the inputs seen as a tensor of sizes `dims`, one trained gate for each pair of its axes.
+    """QuanTA: W' = W + Q - Q_0, inputs seen as a tensor of sizes `dims`, Q one trained gate for each pair of its axes.
 
     Source: arXiv:2406.00132, checked against the authors' code, not the paper's text: the gates of the last axes act
     first; Q is padded with zeros or cut to n x k, and without `dims` all d axes have the least size that covers it.
