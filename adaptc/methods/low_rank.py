@@ -88,6 +88,21 @@ def adalora(W, *, r=12, alpha=8.0, gamma=0.1):
 
 
 @ac.adapter
+def triadaptlora(W, *, r=8, alpha=16.0):
+    """TriAdaptLoRA: W' = W + (alpha / (r + 1e-5)) B (L + U) A, L lower and U upper triangular.
+
+    Source: arXiv:2501.08008, only the abstract and one public code of unknown authors could be read. There the rank
+    grows, a block row of L and a block column of U at a time; here it is fixed. That code starts everything but A at
+    zero, where no gradient arises; here only B is zero.
+    """
+    n, k = W.shape
+    A = ac.param("A", (r, k), ac.normal(0.02))
+    B = ac.param("B", (n, r), "zeros")
+    L, U = ac.param("L", (r, r), ac.normal(0.02)), ac.param("U", (r, r), ac.normal(0.02))
+    return W + (alpha / (r + 1e-5)) * (B @ (ac.tril(L) + ac.triu(U)) @ A)
+
+
+@ac.adapter
 def capaboost(W, *, r=8, d=2, density=0.5, alpha=16.0, seed=0):
     """CapaBoost: W' = W + (alpha / r) sum_i (P_i * B) (Q_i * A), one A and B under d pairs of random 0/1 masks.
 

@@ -49,8 +49,8 @@ def ether(W, *, g=4):
     Source: arXiv:2405.20271, eq. 1 and section 3.4, read. A reflection is never the identity. The authors' code
     reshapes W so that the blocks act on groups of outputs; here they act on groups of inputs, as in the paper.
     """
-    u = ac.param("u", (g, ac.divide(W.shape[1], g)), "kaiming_uniform")
-    return W @ ac.block_diag(ac.householder(ac.reshape(u, (*u.shape, 1))))
+    u = ac.param("u", (g, ac.divide(W.shape[1], g), 1), "kaiming_uniform")
+    return W @ ac.block_diag(ac.householder(u))
 
 
 @ac.adapter
@@ -58,13 +58,12 @@ def ether_plus(W, *, g=4):
     """ETHER+: W' = H_0 W H_1, each H block-diagonal with g blocks I - u u^T / |u|^2 + v v^T / |v|^2.
 
     Source: arXiv:2405.20271, section 3.3 and 3.4, read; both sides, as there. v = -u at the start, as in the authors'
-    code, so that H is the identity.
+    code, so that H is the identity; a block is I plus half the difference of two reflections.
     """
     for side, size in enumerate(W.shape):
-        u = ac.param(f"u{side}", (g, ac.divide(size, g)), "kaiming_uniform")
+        u = ac.param(f"u{side}", (g, ac.divide(size, g), 1), "kaiming_uniform")
         v = ac.param(f"v{side}", u.shape, -u)
-        a, b = (ac.diag(1 / ac.norm(z, axis=1)) @ z for z in (u, v))
-        R = ac.block_diag(ac.einsum("gi,gj->gij", b, b) - ac.einsum("gi,gj->gij", a, a))
+        R = ac.block_diag((ac.householder(u) - ac.householder(v)) / 2)
         W = W + (W @ R if side else R @ W)
     return W
 

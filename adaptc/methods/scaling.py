@@ -60,7 +60,7 @@ def hira(W, *, r=32):
 
 
 @ac.adapter
-def scalelora(W, *, r=8):
+def scalelora(W, *, r=4):
     """ScaleLoRA: W' = W * (B A), elementwise, B A = 1 at the start; zeros of a pruned W stay zero.
 
     Source: arXiv:2312.15230 (PERP), checked against the authors' code, not the paper's text: all entries of A and B
