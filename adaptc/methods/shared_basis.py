@@ -73,7 +73,8 @@ def randlora(W, *, r=32, alpha=640.0, seed=0):
     """RandLoRA: W' = W + (alpha / r) sum_j B_j diag(l_j) A diag(g_j), random A and B_j, as many j as give full rank.
 
     Source: arXiv:2502.00987, eq. 3 and 4, read; A lies on the smaller side, start and scale as in PEFT. PEFT divides
-    its draws by their measured standard deviation; here they are uniform with standard deviation 1.
+    its draws by their measured standard deviation and multiplies the columns of B_j with the terms in another order;
+    here the entries are uniform with standard deviation 1 and the order is the paper's.
     """
     (n, k), (p, q) = W.shape, sorted(W.shape)
     N = -(-p // r)
