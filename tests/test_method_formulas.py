@@ -30,8 +30,8 @@ def svd(W: Tensor, r: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def cayley(X: Tensor) -> Tensor:
-    S, I = (X - X.T) / 2, torch.eye(len(X), dtype=X.dtype)
-    return (I - S) @ torch.linalg.inv(I + S)
+    S, eye = (X - X.T) / 2, torch.eye(len(X), dtype=X.dtype)
+    return (eye - S) @ torch.linalg.inv(eye + S)
 
 
 def outer(u: Tensor) -> Tensor:
@@ -43,75 +43,75 @@ def dora(W: Tensor, V: Tensor, m: Tensor) -> Tensor:
     return torch.stack([m[i] * V[i] / V[i].norm() for i in range(len(W))])
 
 
-def lora(W, l, _):
-    return W + 1.5 * torch.einsum("nr,rk->nk", l.B, l.A)
+def lora(W, leaf, _):
+    return W + 1.5 * torch.einsum("nr,rk->nk", leaf.B, leaf.A)
 
 
-def slora(W, l, _):
-    return W + 1.5 * torch.einsum("nr,rs,sk->nk", l.B, l.N, l.A)
+def slora(W, leaf, _):
+    return W + 1.5 * torch.einsum("nr,rs,sk->nk", leaf.B, leaf.N, leaf.A)
 
 
-def adalora(W, l, _):
-    return W + 6 / (4 + 1e-5) * sum(l.e[i] * torch.outer(l.B[:, i], l.A[i]) for i in range(4))
+def adalora(W, leaf, _):
+    return W + 6 / (4 + 1e-5) * sum(leaf.e[i] * torch.outer(leaf.B[:, i], leaf.A[i]) for i in range(4))
 
 
-def triadaptlora(W, l, _):
-    C = torch.zeros_like(l.L)
+def triadaptlora(W, leaf, _):
+    C = torch.zeros_like(leaf.L)
     for i, j in itertools.product(range(4), repeat=2):
-        C[i, j] = (l.L[i, j] if j <= i else 0) + (l.U[i, j] if j >= i else 0)
-    return W + 6 / (4 + 1e-5) * l.B @ C @ l.A
+        C[i, j] = (leaf.L[i, j] if j <= i else 0) + (leaf.U[i, j] if j >= i else 0)
+    return W + 6 / (4 + 1e-5) * leaf.B @ C @ leaf.A
 
 
-def capaboost(W, l, _):
-    assert {*l.P.unique().tolist(), *l.Q.unique().tolist()} == {0, 1}
-    return W + 1.5 * torch.einsum("inr,nr,irk,rk->nk", l.P, l.B, l.Q, l.A)
+def capaboost(W, leaf, _):
+    assert {*leaf.P.unique().tolist(), *leaf.Q.unique().tolist()} == {0, 1}
+    return W + 1.5 * torch.einsum("inr,nr,irk,rk->nk", leaf.P, leaf.B, leaf.Q, leaf.A)
 
 
-def melora(W, l, _):
+def melora(W, leaf, _):
     n, k = W.shape[0] // 2, W.shape[1] // 2
     out = W.clone()
-    out[:n, :k] += 6 / 1 * l.B0 @ l.A0
-    out[n:, k:] += 6 / 3 * l.B1 @ l.A1
+    out[:n, :k] += 6 / 1 * leaf.B0 @ leaf.A0
+    out[n:, k:] += 6 / 3 * leaf.B1 @ leaf.A1
     return out
 
 
-def started(W, l, start):
+def started(W, leaf, start):
     """PiSSA's and OLoRA's form."""
-    return W + 1.5 * (l.B @ l.A - start.B @ start.A)
+    return W + 1.5 * (leaf.B @ leaf.A - start.B @ start.A)
 
 
-def kasa(W, l, _):
+def kasa(W, leaf, _):
     U, S, Vt = torch.linalg.svd(W, full_matrices=False)
     p = len(S) - 4
-    return (U[:, :p] * S[:p]) @ Vt[:p] + 1.5 * (l.B * l.d) @ l.A
+    return (U[:, :p] * S[:p]) @ Vt[:p] + 1.5 * (leaf.B * leaf.d) @ leaf.A
 
 
-def lora_xs(W, l, _):
+def lora_xs(W, leaf, _):
     U, S, Vt = svd(W, 4)
-    return W + 1.5 * U @ l.R @ (S[:, None] * Vt)
+    return W + 1.5 * U @ leaf.R @ (S[:, None] * Vt)
 
 
-def edora(W, l, _):
-    return dora(W, lora_xs(W, l, _), l.m)
+def edora(W, leaf, _):
+    return dora(W, lora_xs(W, leaf, _), leaf.m)
 
 
-def curlora(W, l, _):
-    C = torch.stack([W[:, j] for j in l.cols.tolist()], dim=1)
-    R = torch.stack([W[i] for i in l.rows.tolist()])
-    return W + 2 * C @ l.M @ R
+def curlora(W, leaf, _):
+    C = torch.stack([W[:, j] for j in leaf.cols.tolist()], dim=1)
+    R = torch.stack([W[i] for i in leaf.rows.tolist()])
+    return W + 2 * C @ leaf.M @ R
 
 
-def loldu(W, l, start):
+def loldu(W, leaf, start):
     P, L, U = torch.linalg.lu(W)
     D = U.diagonal()[:4]
     assert torch.allclose(start.z, D, rtol=RELATIVE)
-    E = [P @ L[:, :4] @ torch.diag(z) @ (U[:4] / D[:, None]) for z in (l.z, D)]
-    return W + l.s * E[0] - 1.5 * E[1]
+    E = [P @ L[:, :4] @ torch.diag(z) @ (U[:4] / D[:, None]) for z in (leaf.z, D)]
+    return W + leaf.s * E[0] - 1.5 * E[1]
 
 
-def svft(W, l, _):
+def svft(W, leaf, _):
     U, S, Vt = svd(W, min(W.shape))
-    M, values = torch.zeros(len(S), len(S), dtype=W.dtype), iter(l.M)
+    M, values = torch.zeros(len(S), len(S), dtype=W.dtype), iter(leaf.M)
     for i, j in itertools.product(range(len(S)), repeat=2):
         if abs(i - j) <= 2:
             M[i, j] = next(values)
@@ -119,70 +119,70 @@ def svft(W, l, _):
     return U @ (torch.diag(S) + M) @ Vt
 
 
-def svfit(W, l, _):
+def svfit(W, leaf, _):
     U, S, Vt = torch.linalg.svd(W, full_matrices=False)
-    return U @ torch.diag(torch.cat([l.s, S[4:]])) @ Vt
+    return U @ torch.diag(torch.cat([leaf.s, S[4:]])) @ Vt
 
 
-def spectral_a(W, l, _):
+def spectral_a(W, leaf, _):
     U, S, Vt = svd(W, min(W.shape))
-    U[:, 1:5] += l.du
-    Vt[1:5] += l.dv
+    U[:, 1:5] += leaf.du
+    Vt[1:5] += leaf.dv
     return U @ torch.diag(S) @ Vt
 
 
-def spectral_r(W, l, _):
+def spectral_r(W, leaf, _):
     U, S, Vt = svd(W, min(W.shape))
-    U[:, :4] = U[:, :4] @ cayley(l.X)
-    Vt[:4] = cayley(l.Y).T @ Vt[:4]
-    S[:4] *= l.c
+    U[:, :4] = U[:, :4] @ cayley(leaf.X)
+    Vt[:4] = cayley(leaf.Y).T @ Vt[:4]
+    S[:4] *= leaf.c
     return U @ torch.diag(S) @ Vt
 
 
-def tied_lora(W, l, _):
-    return W + torch.einsum("n,nr,r,rk->nk", l.v, l.B, l.u, l.A)
+def tied_lora(W, leaf, _):
+    return W + torch.einsum("n,nr,r,rk->nk", leaf.v, leaf.B, leaf.u, leaf.A)
 
 
-def s2_lora(W, l, _):
-    return W + sum(l.c[i] * torch.outer(l.B[:, i], l.A[i]) for i in range(4))
+def s2_lora(W, leaf, _):
+    return W + sum(leaf.c[i] * torch.outer(leaf.B[:, i], leaf.A[i]) for i in range(4))
 
 
-def nola(W, l, _):
-    A = l.A0 + sum(l.a[j] * l.P[j] for j in range(5)) / math.sqrt(5)
-    B = sum(l.b[j] * l.Q[j] for j in range(5)) / math.sqrt(5)
+def nola(W, leaf, _):
+    A = leaf.A0 + sum(leaf.a[j] * leaf.P[j] for j in range(5)) / math.sqrt(5)
+    B = sum(leaf.b[j] * leaf.Q[j] for j in range(5)) / math.sqrt(5)
     return W + 1.5 * B @ A
 
 
-def randlora(W, l, _):
+def randlora(W, leaf, _):
     count = math.ceil(min(W.shape) / 5)
-    E = sum(l.B[:, j] @ torch.diag(l.l[:, j]) @ l.A @ torch.diag(l.g[j]) for j in range(count))
+    E = sum(leaf.B[:, j] @ torch.diag(leaf.l[:, j]) @ leaf.A @ torch.diag(leaf.g[j]) for j in range(count))
     return W + 6 / 5 * (E if W.shape[0] >= W.shape[1] else E.T)
 
 
-def said(W, l, _):
-    N = len(l.G)
+def said(W, leaf, _):
+    N = len(leaf.G)
     H = torch.ones(1, 1, dtype=W.dtype)
     while len(H) < N:
         H = torch.cat([torch.cat([H, H], 1), torch.cat([H, -H], 1)])
     x = torch.zeros(N, dtype=W.dtype)
-    x[:10] = l.z * (2 * l.B - 1)
-    x = H @ (l.G * (H @ x)[l.P])
-    divisor = torch.sqrt(N * (l.G**2).sum()) * math.sqrt(W.numel() / N)
-    return W + l.lam * (x[: W.numel()] / divisor).view_as(W)
+    x[:10] = leaf.z * (2 * leaf.B - 1)
+    x = H @ (leaf.G * (H @ x)[leaf.P])
+    divisor = torch.sqrt(N * (leaf.G**2).sum()) * math.sqrt(W.numel() / N)
+    return W + leaf.lam * (x[: W.numel()] / divisor).view_as(W)
 
 
-def diffusekrona(W, l, _):
-    out, (b1, b2) = W.clone(), l.B.shape
+def diffusekrona(W, leaf, _):
+    out, (b1, b2) = W.clone(), leaf.B.shape
     for i, j in itertools.product(range(4), range(2)):
-        out[i * b1 : (i + 1) * b1, j * b2 : (j + 1) * b2] += l.A[i, j] * l.B
+        out[i * b1 : (i + 1) * b1, j * b2 : (j + 1) * b2] += leaf.A[i, j] * leaf.B
     return out
 
 
-def sum_of_krons(W, l, _):
-    return W + torch.einsum("iab,icr,ird->acbd", l.A, l.s, l.t).reshape(W.shape)
+def sum_of_krons(W, leaf, _):
+    return W + torch.einsum("iab,icr,ird->acbd", leaf.A, leaf.s, leaf.t).reshape(W.shape)
 
 
-def quanta(W, l, start):
+def quanta(W, leaf, start):
     def matrix(leaves, dims=(2, 5, 5)):
         """The gates of the last axes act first, on a basis in the last axis."""
         x = torch.eye(50, dtype=W.dtype).view(*dims, 50)
@@ -191,12 +191,12 @@ def quanta(W, l, start):
             x = torch.tensordot(gate, x, dims=([2, 3], [b, a])).movedim((0, 1), (b, a))
         return x.reshape(50, 50)[: W.shape[0], : W.shape[1]]
 
-    return W + matrix(l) - matrix(start)
+    return W + matrix(leaf) - matrix(start)
 
 
-def loretta(W, l, _):
+def loretta(W, leaf, _):
     def train(name, sizes):
-        cores = [getattr(l, f"{name}{i}").squeeze(2) for i in range(3)]
+        cores = [getattr(leaf, f"{name}{i}").squeeze(2) for i in range(3)]
         return torch.einsum("zap,pbq,qcy->abc", *cores).reshape(sizes)
 
     return W + 1.5 * (train("A", (W.shape[1], 4)) @ train("B", (4, W.shape[0]))).T
@@ -205,9 +205,9 @@ def loretta(W, l, _):
 def by_entry(entry):
     """W plus an entry for each place."""
 
-    def formula(W, l, _):
+    def formula(W, leaf, _):
         places = itertools.product(*map(range, W.shape))
-        return W + torch.stack([entry(l, i, j, W.shape) for i, j in places]).view_as(W)
+        return W + torch.stack([entry(leaf, i, j, W.shape) for i, j in places]).view_as(W)
 
     return formula
 
@@ -216,15 +216,15 @@ def mora_q(n, k):
     return int(math.sqrt((n + k) * 2) + 0.5)
 
 
-def mora(W, l, _):
+def mora(W, leaf, _):
     """On each unit input: padded with its own start, summed in groups of q, the outputs repeated."""
     (n, k), q = W.shape, mora_q(*W.shape)
     x = torch.eye(k, dtype=W.dtype)
-    x = torch.cat([x, x[:, : -k % q]], dim=1).view(k, -1, q).sum(1) @ l.M.T
+    x = torch.cat([x, x[:, : -k % q]], dim=1).view(k, -1, q).sum(1) @ leaf.M.T
     return W + x.repeat(1, -(-n // q))[:, :n].T
 
 
-def mora6(W, l, _):
+def mora6(W, leaf, _):
     """Every group turned by a rotary embedding of its number, M on each."""
     (n, k), q = W.shape, mora_q(*W.shape) // 2 * 2
     x = torch.eye(k, dtype=W.dtype)
@@ -232,33 +232,33 @@ def mora6(W, l, _):
     angle = torch.arange(x.shape[1])[:, None] * 10000 ** (-torch.arange(0, q, 2, dtype=W.dtype) / q)
     cos, sin = angle.cos().repeat(1, 2), angle.sin().repeat(1, 2)
     x = x * cos + torch.cat([-x[..., q // 2 :], x[..., : q // 2]], dim=-1) * sin
-    y = (x @ l.M.T).reshape(k, -1)
+    y = (x @ leaf.M.T).reshape(k, -1)
     return W + y.repeat(1, -(-n // y.shape[1]))[:, :n].T
 
 
-def ether(W, l, _):
-    u, b = l.u.reshape(2, -1), W.shape[1] // 2
+def ether(W, leaf, _):
+    u, b = leaf.u.reshape(2, -1), W.shape[1] // 2
     blocks = [torch.eye(b, dtype=W.dtype) - 2 * outer(u[g]) for g in range(2)]
     return torch.cat([W[:, g * b : (g + 1) * b] @ blocks[g] for g in range(2)], dim=1)
 
 
-def ether_plus(W, l, _):
-    sides = [(l.u0.reshape(2, -1), l.v0.reshape(2, -1)), (l.u1.reshape(2, -1), l.v1.reshape(2, -1))]
+def ether_plus(W, leaf, _):
+    sides = [(leaf.u0.reshape(2, -1), leaf.v0.reshape(2, -1)), (leaf.u1.reshape(2, -1), leaf.v1.reshape(2, -1))]
     H = [torch.block_diag(*(outer(v[g]) - outer(u[g]) for g in range(2))) for u, v in sides]
     H = [h + torch.eye(len(h), dtype=W.dtype) for h in H]
     return H[0] @ W @ H[1]
 
 
-def givens(W, l, _):
+def givens(W, leaf, _):
     k, R = W.shape[1], torch.eye(W.shape[1], dtype=W.dtype)
     for r in range((k - 1).bit_length()):
         for t, i in enumerate(range(0, k - 2**r, 2 ** (r + 1))):
-            theta, plane = math.pi * math.tanh(getattr(l, f"t{2**r}")[t]), torch.eye(k, dtype=W.dtype)
+            theta, plane = math.pi * math.tanh(getattr(leaf, f"t{2**r}")[t]), torch.eye(k, dtype=W.dtype)
             j = i + 2**r
             plane[i, i] = plane[j, j] = math.cos(theta)
             plane[j, i], plane[i, j] = math.sin(theta), -math.sin(theta)
             R = R @ plane
-    return (R @ W.T).T * l.c
+    return (R @ W.T).T * leaf.c
 
 
 FORMULAS = {
@@ -289,18 +289,18 @@ FORMULAS = {
     "sum_of_krons": (sum_of_krons, {"q": 4, "r": 2}),
     "quanta": (quanta, {"dims": (2, 5, 5)}),
     "loretta": (loretta, {"r": 4, "rank": 3, "alpha": 6.0}),
-    "surm_circulant": (by_entry(lambda l, i, j, shape: l.c[(i - j) % max(shape)]), {}),
-    "surm_toeplitz": (by_entry(lambda l, i, j, shape: l.t[i - j + shape[1] - 1]), {}),
-    "miss": (by_entry(lambda l, i, j, _: l.D[j % 5, i]), {"r": 5}),
+    "surm_circulant": (by_entry(lambda leaf, i, j, shape: leaf.c[(i - j) % max(shape)]), {}),
+    "surm_toeplitz": (by_entry(lambda leaf, i, j, shape: leaf.t[i - j + shape[1] - 1]), {}),
+    "miss": (by_entry(lambda leaf, i, j, _: leaf.D[j % 5, i]), {"r": 5}),
     "mora": (mora, {"r": 2}),
     "mora6": (mora6, {"r": 2}),
     "ether": (ether, {"g": 2}),
     "ether_plus": (ether_plus, {"g": 2}),
     "givens": (givens, {}),
-    "hira": (lambda W, l, _: torch.einsum("nk,nr,rk->nk", W, l.B, l.A) + W, {"r": 4}),
-    "scalelora": (lambda W, l, _: torch.einsum("nk,nr,rk->nk", W, l.B, l.A), {"r": 4}),
-    "ssf": (lambda W, l, _: l.g[:, None] * W, {}),
-    "beft": (lambda W, l, _: W, {}),
+    "hira": (lambda W, leaf, _: torch.einsum("nk,nr,rk->nk", W, leaf.B, leaf.A) + W, {"r": 4}),
+    "scalelora": (lambda W, leaf, _: torch.einsum("nk,nr,rk->nk", W, leaf.B, leaf.A), {"r": 4}),
+    "ssf": (lambda W, leaf, _: leaf.g[:, None] * W, {}),
+    "beft": (lambda W, leaf, _: W, {}),
 }
 
 

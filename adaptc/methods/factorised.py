@@ -24,10 +24,10 @@ def edora(W, *, r=8, alpha=16.0, sigma=1e-5):
     Source: arXiv:2501.12067, checked against the authors' code, not the paper's text: R and m are trained, the norms
     of V's rows are not differentiated.
     """
-    (n, k), (U, S, Zt) = W.shape, ac.svd(W, r)
+    U, S, Zt = ac.svd(W, r)
     R = ac.param("R", (r, r), ac.normal(sigma))
     V = W + (alpha / r) * (U @ R @ ac.diag(S) @ Zt)
-    m = ac.param("m", (n,), ac.norm(W, axis=1))
+    m = ac.param("m", (W.shape[0],), ac.norm(W, axis=1))
     return ac.diag(m / ac.detach(ac.norm(V, axis=1))) @ V
 
 
