@@ -386,3 +386,35 @@ def test_lora_asym_has_orthonormal_rows(n, k):
     _, start = attached("lora_asym", n, k, r=4)
     identity = torch.eye(4, dtype=torch.float64)
     assert (start.A @ start.A.T - identity).norm() < 8 * torch.finfo(torch.float32).eps  # drawn in float32
+
+
+@pytest.fixture
+def given_is_a_leaf(monkeypatch):
+    """What calibration would give is drawn and held as a frozen leaf of that name."""
+
+    def given(name, shape, **_):
+        return ac.frozen(name, shape, ac.normal(1.0))
+
+    monkeypatch.setattr(ac, "given", given, raising=False)
+
+
+@pytest.mark.parametrize(("n", "k"), SHAPES)
+def test_corda_starts_from_the_weight_times_the_second_moment(given_is_a_leaf, n, k):
+    layer, start = attached("corda", n, k, r=4, alpha=6.0, damp=0.02)
+    C = start.second_moment
+    C = C + 0.02 * C.diagonal().mean() * torch.eye(k, dtype=C.dtype)
+    U, S, Vt = svd(layer.weight @ C, 4)
+    agrees(start.A, (S / 1.5).sqrt()[:, None] * Vt @ torch.linalg.inv(C))
+    agrees(start.B, U * (S / 1.5).sqrt())
+    move(layer, 0)
+    now = layer.leaves()
+    agrees(layer.adapted_weight(), layer.weight + 1.5 * (now["B"] @ now["A"] - start.B @ start.A))
+
+
+@pytest.mark.parametrize(("n", "k"), SHAPES)
+def test_lora_sb_starts_at_the_first_step(given_is_a_leaf, n, k):
+    layer, start = attached("lora_sb", n, k, r=4, alpha=6.0, lr=0.01)
+    U, S, Vt = svd(-0.01 * start.gradient.sign(), 4)
+    agrees(start.R, torch.diag(S))
+    move(layer, 0)
+    agrees(layer.adapted_weight(), layer.weight + 1.5 * U @ layer.leaves()["R"] @ Vt)
