@@ -42,7 +42,7 @@ def ssf(W, bias):
 def beft(W, bias):
     """BEFT: only the bias moves, bias' = bias + c.
 
-    Source: PEFT's source; the paper was not read. A layer without a bias gets one.
+    Source: arXiv:2509.15974, only the abstract could be read; formula and start as in PEFT. A layer without a bias gets one.
     """
     return W, bias + ac.param("c", (W.shape[0],), "zeros")
 
@@ -51,7 +51,7 @@ def beft(W, bias):
 def hira(W, *, r=32):
     """HiRA: W' = W + W * (B A), elementwise.
 
-    Source: the paper (ICLR 2025) was not read; formula, start and the missing scale as in PEFT.
+    Source: HiRA, ICLR 2025, checked against the authors' code and PEFT, not the paper's text; there is no scale.
     """
     n, k = W.shape
     A = ac.param("A", (r, k), "kaiming_uniform")

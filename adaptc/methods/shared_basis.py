@@ -24,9 +24,9 @@ def vera(W, *, r=256, d0=0.1, seed=0):
 def tied_lora(W, *, r=8):
     """Tied-LoRA: W' = W + diag(v) B diag(u) A, A and B trained and shared by all layers, u and v trained per layer.
 
-    Source: arXiv:2311.09578, only the abstract and summaries of it could be read; the formula as in a third party's
-    account (VeRA's, with A and B trained). u = 1, v = 0. The paper ties fused query-key-value layers; here the layers
-    of unlike sizes share the top-left part.
+    Source: arXiv:2311.09578, only the abstract could be read; the formula, VeRA's with A and B trained too, as the
+    authors of LoRA-FA describe the paper's variant TL6 in a public review; the start u = 1, v = 0 is ours. Layers of
+    unlike sizes share the top-left part.
     """
     n, k = W.shape
     A = ac.param("A", (r, k), "kaiming_uniform", shared="A")
