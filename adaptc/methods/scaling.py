@@ -42,7 +42,8 @@ def ssf(W, bias):
 def beft(W, bias):
     """BEFT: only the bias moves, bias' = bias + c.
 
-    Source: arXiv:2509.15974, only the abstract could be read; formula and start as in PEFT. A layer without a bias gets one.
+    Source: arXiv:2509.15974, only the abstract could be read; formula and start as in PEFT. A layer without a bias
+    gets one.
     """
     return W, bias + ac.param("c", (W.shape[0],), "zeros")
 
@@ -51,7 +52,7 @@ def beft(W, bias):
 def hira(W, *, r=32):
     """HiRA: W' = W + W * (B A), elementwise.
 
-    Source: HiRA, ICLR 2025, checked against the authors' code and PEFT, not the paper's text; there is no scale.
+    Source: the ICLR 2025 paper, checked against the authors' code and PEFT, not its text; there is no scale.
     """
     n, k = W.shape
     A = ac.param("A", (r, k), "kaiming_uniform")
