@@ -64,7 +64,7 @@ def test_explain(name, sizes):
     result = run("explain", name, *sizes, "--json")
     assert result.exit_code == 0, result.output
     facts = json.loads(result.output)
-    assert facts["kept"]["tensors"]
+    assert facts["kept"]["tensors"] or name == "beft"  # a bias of its own keeps nothing
     assert facts["steps"]
     assert facts["candidates"]
     assert facts["formula"].startswith(("W' = ", "y' = "))

@@ -1,7 +1,8 @@
 """PEFT 0.21.2 computes the same y and the same gradients from the same leaves.
 
 Every trainable tensor of PEFT's layer is drawn anew, then copied into the leaf of the same meaning. C3A and FourierFT
-compute in float32 inside PEFT, PiSSA is attached in float32: those three agree to float32, the others to float64.
+compute in float32 inside PEFT, PiSSA, OLoRA and KaSA are attached in float32: those agree to float32, the others to
+float64.
 """
 
 from __future__ import annotations
@@ -19,20 +20,25 @@ from torch import Tensor, nn
 import adaptc as ac
 from adaptc.methods import catalogue
 
-SINGLE = {"c3a", "fourierft", "pissa"}
+ATTACHED = {"pissa", "olora", "kasa"}
+SINGLE = {"c3a", "fourierft", *ATTACHED}
 SHAPES = [(24, 16), (12, 48)]
 TARGET = {"target_modules": ["lin"]}
 
 
 @dataclass(frozen=True)
 class Peer:
-    """A PEFT configuration and where its tensors are. paths: leaf -> attribute path in PEFT's layer."""
+    """A PEFT configuration and where its tensors are. paths: leaf -> attribute path in PEFT's layer.
+
+    frozen: must be drawn alike. copied: frozen and drawn otherwise.
+    """
 
     config: peft.PeftConfig
     hyper: dict
     paths: dict[str, str]
     spread: float = 0.5
     frozen: dict[str, str] = field(default_factory=dict)
+    copied: dict[str, str] = field(default_factory=dict)
 
 
 def low_rank(**options):
@@ -44,6 +50,24 @@ def low_rank(**options):
 def dora():
     peer = low_rank(use_dora=True)
     return Peer(peer.config, peer.hyper, {**peer.paths, "m": "lora_magnitude_vector.default.weight"})
+
+
+def kasa():
+    peer = low_rank(kasa_config=peft.KasaConfig())
+    return Peer(peer.config, peer.hyper, {**peer.paths, "d": "lora_diag.default"})
+
+
+def adalora():
+    config = peft.AdaLoraConfig(init_r=4, lora_alpha=6, total_step=10, **TARGET)
+    paths = {"A": "lora_A.default", "B": "lora_B.default", "e": "lora_E.default"}
+    return Peer(config, {"r": 4, "alpha": 6.0}, paths)
+
+
+def randlora():
+    config = peft.RandLoraConfig(r=5, randlora_alpha=8, **TARGET)
+    paths = {"l": "randlora_lambda.default", "g": "randlora_gamma.default"}
+    copied = {"A": "randlora_A.default", "B": "randlora_B.default"}
+    return Peer(config, {"r": 5, "alpha": 8.0}, paths, copied=copied)
 
 
 def vera():
@@ -94,6 +118,10 @@ def road():
 PEERS = {
     "lora": low_rank,
     "pissa": lambda: low_rank(init_lora_weights="pissa"),
+    "olora": lambda: low_rank(init_lora_weights="olora"),
+    "kasa": kasa,
+    "adalora": adalora,
+    "randlora": randlora,
     "dora": dora,
     "vera": vera,
     "loha": loha,
@@ -105,6 +133,9 @@ PEERS = {
     "boft of one stage": lambda: boft(1, 8),
     "boft of three stages": lambda: boft(3, 4),
     "hra": lambda: Peer(peft.HRAConfig(r=4, **TARGET), {"r": 4}, {"U": "hra_u.default"}, 1.0),
+    "hira": lambda: Peer(peft.HiraConfig(r=4, **TARGET), {"r": 4}, {"A": "hira_A.default", "B": "hira_B.default"}),
+    "miss": lambda: Peer(peft.MissConfig(r=5, **TARGET), {"r": 5}, {"D": "miss_block.default"}),
+    "beft": lambda: Peer(peft.BeftConfig(**TARGET), {}, {"c": "beft_bias.default"}),
     "shira": shira,
     "ia3": lambda: Peer(peft.IA3Config(feedforward_modules=[], **TARGET), {}, {"l": "ia3_l.default"}),
     "road": road,
@@ -151,14 +182,14 @@ def pair(title: str, n: int, k: int) -> tuple[Peer, nn.Module, ac.AdaptedLinear]
     """PEFT's layer with moved parameters, and ours with the same base and leaves."""
     name, peer = title.split(" ")[0], PEERS[title]()
     torch.manual_seed(0)
-    net = Net(n, k, torch.float32 if name == "pissa" else torch.float64)
+    net = Net(n, k, torch.float32 if name in ATTACHED else torch.float64)
     ours = nn.Linear(k, n, dtype=torch.float64)
     ours.load_state_dict(net.lin.state_dict())
     model = peft.get_peft_model(net, peer.config)
     theirs = model.double().base_model.model.lin
     layer = ac.AdaptedLinear(ours.requires_grad_(False), catalogue()[name](**peer.hyper))
     leaves = layer.leaves()
-    if name == "pissa":  # they subtract their own start, whose signs are LAPACK's
+    if name in {"pissa", "olora"}:  # they subtract their own start, whose signs are LAPACK's
         for leaf, path in peer.paths.items():
             leaves[f"{leaf}_initial"].copy_(tensor(theirs, path))
     for leaf, path in peer.paths.items():
@@ -166,6 +197,11 @@ def pair(title: str, n: int, k: int) -> tuple[Peer, nn.Module, ac.AdaptedLinear]
         value.add_(peer.spread * torch.randn(value.shape))
         leaves[leaf].copy_(value.reshape(leaves[leaf].shape))
     places(name, theirs, leaves, k)
+    for leaf, path in peer.copied.items():
+        value = tensor(theirs, path)
+        if leaf == "B":  # PEFT's product runs over (term, rank) in B and over (rank, term) in A
+            value = value.reshape(len(value), value.shape[2], value.shape[1]).mT
+        leaves[leaf].copy_(value.reshape(leaves[leaf].shape))
     for leaf, path in peer.frozen.items():
         assert torch.equal(leaves[leaf], tensor(theirs, path)), f"{leaf} is drawn otherwise"
     return peer, theirs.eval(), layer
@@ -220,5 +256,5 @@ def test_the_same_weight_is_merged(title):
 def test_every_weight_form_of_the_catalogue_that_peft_has_is_compared():
     compared = {title.split(" ")[0] for title in PEERS}
     forms = {name for name, m in catalogue().items() if not m().trace(4096, 4096).is_output_form}
-    known = {t.value.lower() for t in peft.PeftType} | {"dora", "pissa"}
+    known = {t.value.lower() for t in peft.PeftType} | {"dora", "pissa", "olora", "kasa"}
     assert forms & known <= compared

@@ -1,4 +1,4 @@
-"""Updates of low rank: B A."""
+"""Updates of low rank: B A with one of the factors frozen, masked, split into blocks or weighed."""
 
 import adaptc as ac
 
@@ -17,17 +17,30 @@ def lora(W, *, r=8, alpha=16.0):
 
 
 @ac.adapter
-def pissa(W, *, r=8, alpha=16.0):
-    """PiSSA: LoRA started at the principal singular triples of W, which are taken out of W.
+def lora_fa(W, *, r=8, alpha=16.0):
+    """LoRA-FA: W' = W + (alpha / r) B A, A random and frozen.
 
-    W' = W + s (B A - B_0 A_0), B_0 = U sqrt(S / s), A_0 = sqrt(S / s) V^T, s = alpha / r.
-    Source: arXiv:2404.02948, eq. 2 to 5, read; s as in PEFT (the paper has alpha = r). W itself is never rewritten.
+    Source: arXiv:2308.03303, only the abstract could be read (A is frozen, B is trained); no code of the authors was
+    found. Init and scale as in LoRA. PEFT has an optimiser of this name that also corrects the gradient of B: it is
+    the recipe of the paper's second version and no part of W'.
     """
-    (n, k), s = W.shape, alpha / r
-    U, S, Vt = ac.svd(W, r)
-    A = ac.param("A", (r, k), ac.diag(ac.sqrt(S / s)) @ Vt)
-    B = ac.param("B", (n, r), U @ ac.diag(ac.sqrt(S / s)))
-    return W + s * (B @ A) - ac.initial(s * (B @ A))
+    n, k = W.shape
+    A = ac.frozen("A", (r, k), "kaiming_uniform")
+    B = ac.param("B", (n, r), "zeros")
+    return W + (alpha / r) * (B @ A)
+
+
+@ac.adapter
+def lora_asym(W, *, r=8, alpha=16.0):
+    """Asymmetric LoRA: W' = W + (alpha / r) B A, A frozen with random orthonormal rows.
+
+    Source: arXiv:2402.16842, checked against the authors' code, not the paper's text. There A is the first r rows that
+    an SVD of a uniform random n x k matrix gives; here it is drawn orthogonal directly. r may not exceed k for that.
+    """
+    n, k = W.shape
+    A = ac.frozen("A", (r, k), "orthogonal")
+    B = ac.param("B", (n, r), "zeros")
+    return W + (alpha / r) * (B @ A)
 
 
 @ac.adapter
@@ -42,3 +55,76 @@ def dora(W, *, r=8, alpha=16.0):
     V = W + (alpha / r) * (B @ A)
     m = ac.param("m", (n,), ac.norm(W, axis=1))
     return ac.diag(m / ac.detach(ac.norm(V, axis=1))) @ V
+
+
+@ac.adapter
+def slora(W, *, r=8, alpha=16.0):
+    """SLoRA: W' = W + (alpha / r) B N A with a trained r x r matrix N in the middle.
+
+    Source: arXiv:2502.14482, checked against the authors' code, not the paper's text: A and N Kaiming-uniform, B = 0.
+    """
+    n, k = W.shape
+    A = ac.param("A", (r, k), "kaiming_uniform")
+    N = ac.param("N", (r, r), "kaiming_uniform")
+    B = ac.param("B", (n, r), "zeros")
+    return W + (alpha / r) * (B @ N @ A)
+
+
+@ac.adapter
+def adalora(W, *, r=12, alpha=8.0, gamma=0.1):
+    """AdaLoRA: W' = W + (alpha / (r + 1e-5)) B diag(e) A, with a penalty that keeps B and A orthogonal.
+
+    Source: arXiv:2303.10512, eq. 3 and 4, read: e = 0 at the start and R = |B^T B - I|^2 + |A A^T - I|^2. The scale
+    and the draws N(0, 0.02^2) as in PEFT; PEFT's penalty is the mean of the norms, not of their squares. Pruning e is
+    a matter of training, not of W'.
+    """
+    (n, k), I = W.shape, ac.identity(r)
+    A = ac.param("A", (r, k), ac.normal(0.02))
+    B = ac.param("B", (n, r), ac.normal(0.02))
+    e = ac.param("e", (r,), "zeros")
+    for error in (B.T @ B - I, A @ A.T - I):
+        ac.penalty(gamma * ac.sum(error * error))
+    return W + (alpha / (r + 1e-5)) * (B @ ac.diag(e) @ A)
+
+
+@ac.adapter
+def triadaptlora(W, *, r=8, alpha=16.0):
+    """TriAdaptLoRA: W' = W + (alpha / (r + 1e-5)) B (L + U) A, L lower and U upper triangular.
+
+    Source: arXiv:2501.08008, only the abstract and one public code of unknown authors could be read. There the rank
+    grows, a block row of L and a block column of U at a time; here it is fixed. That code starts everything but A at
+    zero, where no gradient arises; here only B is zero.
+    """
+    n, k = W.shape
+    A = ac.param("A", (r, k), ac.normal(0.02))
+    B = ac.param("B", (n, r), "zeros")
+    L, U = ac.param("L", (r, r), ac.normal(0.02)), ac.param("U", (r, r), ac.normal(0.02))
+    return W + (alpha / (r + 1e-5)) * (B @ (ac.tril(L) + ac.triu(U)) @ A)
+
+
+@ac.adapter
+def capaboost(W, *, r=8, d=2, density=0.5, alpha=16.0, seed=0):
+    """CapaBoost: W' = W + (alpha / r) sum_i (P_i * B) (Q_i * A), one A and B under d pairs of random 0/1 masks.
+
+    Source: arXiv:2407.01320, checked against the authors' code, not the paper's text. There a mask has exactly the
+    share `density` of ones, here each entry is one with that probability; their 2:4 masks are left out.
+    """
+    n, k = W.shape
+    A = ac.param("A", (r, k), "kaiming_uniform")
+    B = ac.param("B", (n, r), "zeros")
+    P = ac.frozen("P", (d, n, r), ac.bernoulli(density), seed=seed, store=False)
+    Q = ac.frozen("Q", (d, r, k), ac.bernoulli(density), seed=seed, store=False)
+    return W + (alpha / r) * sum((P[i] * B) @ (Q[i] * A) for i in range(d))
+
+
+@ac.adapter
+def melora(W, *, ranks=(4, 4), alpha=16.0):
+    """MELoRA: W' = W + block-diagonal of small LoRAs (alpha / r_i) B_i A_i, one for each part of inputs and outputs.
+
+    Source: arXiv:2402.17263, checked against the authors' code, not the paper's text. There every block may have its
+    own alpha.
+    """
+    (n, k), g = W.shape, len(ranks)
+    A = [ac.param(f"A{i}", (r, ac.divide(k, g)), "kaiming_uniform") for i, r in enumerate(ranks)]
+    B = [ac.param(f"B{i}", (ac.divide(n, g), r), "zeros") for i, r in enumerate(ranks)]
+    return W + ac.block_diag(*((alpha / r) * (B[i] @ A[i]) for i, r in enumerate(ranks)))

@@ -1,4 +1,6 @@
-"""Frozen random factors that all layers share."""
+"""Few trained numbers on random factors, or on factors that all layers share."""
+
+from zlib import crc32
 
 import adaptc as ac
 
@@ -16,3 +18,87 @@ def vera(W, *, r=256, d0=0.1, seed=0):
     d = ac.param("d", (r,), d0)
     b = ac.param("b", (n,), "zeros")
     return W + ac.diag(b) @ B @ ac.diag(d) @ A
+
+
+@ac.adapter
+def tied_lora(W, *, r=8):
+    """Tied-LoRA: W' = W + diag(v) B diag(u) A, A and B trained and shared by all layers, u and v trained per layer.
+
+    Source: arXiv:2311.09578, only the abstract could be read; the formula, VeRA's with A and B trained too, as the
+    authors of LoRA-FA describe the paper's variant TL6 in a public review; the start u = 1, v = 0 is ours. Layers of
+    unlike sizes share the top-left part.
+    """
+    n, k = W.shape
+    A = ac.param("A", (r, k), "kaiming_uniform", shared="A")
+    B = ac.param("B", (n, r), "kaiming_uniform", shared="B")
+    u = ac.param("u", (r,), "ones")
+    v = ac.param("v", (n,), "zeros")
+    return W + ac.diag(v) @ B @ ac.diag(u) @ A
+
+
+@ac.adapter
+def s2_lora(W, *, r=64, gamma=1e-3):
+    """S2-LoRA: W' = W + B diag(c) A, A and B trained and shared by all layers, c trained per layer and kept sparse.
+
+    Source: arXiv:2309.11756, only the abstract could be read (shared factors, sparse coefficients per layer); the
+    penalty gamma sum |c|, B = 0 and c = 1 are ours.
+    """
+    n, k = W.shape
+    A = ac.param("A", (r, k), "kaiming_uniform", shared="A")
+    B = ac.param("B", (n, r), "zeros", shared="B")
+    c = ac.param("c", (r,), "ones")
+    ac.penalty(gamma * ac.sum(ac.abs(c)))
+    return W + B @ ac.diag(c) @ A
+
+
+@ac.adapter
+def nola(W, *, r=8, m=64, alpha=16.0, seed=0):
+    """NOLA: W' = W + (alpha / r) (sum_j b_j Q_j) (A_0 + sum_j a_j P_j), random bases P and Q, only a and b trained.
+
+    Source: arXiv:2310.02556, checked against the authors' code, not the paper's text: entries of P and Q from U(-1, 1)
+    divided by sqrt(m), a = b = 0, A_0 Kaiming-uniform. There each layer draws its own seed.
+    """
+    n, k = W.shape
+    A0 = ac.frozen("A0", (r, k), "kaiming_uniform", seed=seed, store=False)
+    P = ac.frozen("P", (m, r, k), ac.uniform(-1, 1), seed=seed, store=False)
+    Q = ac.frozen("Q", (m, n, r), ac.uniform(-1, 1), seed=seed, store=False)
+    a, b = ac.param("a", (m,), "zeros"), ac.param("b", (m,), "zeros")
+    A = A0 + ac.einsum("j,jrk->rk", a, P) / m**0.5
+    B = ac.einsum("j,jnr->nr", b, Q) / m**0.5
+    return W + (alpha / r) * (B @ A)
+
+
+@ac.adapter
+def randlora(W, *, r=32, alpha=640.0, seed=0):
+    """RandLoRA: W' = W + (alpha / r) sum_j B_j diag(l_j) A diag(g_j), random A and B_j, as many j as give full rank.
+
+    Source: arXiv:2502.00987, eq. 3 and 4, read; A lies on the smaller side, start and scale as in PEFT. PEFT divides
+    its draws by their measured standard deviation and multiplies the columns of B_j with the terms in another order;
+    here the entries are uniform with standard deviation 1 and the order is the paper's.
+    """
+    (n, k), (p, q) = W.shape, sorted(W.shape)
+    N = -(-p // r)
+    A = ac.frozen("A", (r, p), ac.uniform(-(3**0.5), 3**0.5), shared="A", seed=seed)
+    B = ac.frozen("B", (q, N, r), ac.uniform(-(3**0.5), 3**0.5), shared="B", seed=seed)
+    l = ac.param("l", (r, N), "zeros")
+    g = ac.param("g", (N, p), 1 / q)
+    E = ac.einsum("qnr,rn,rp,np->qp", B, l, A, g)
+    return W + (alpha / r) * (E if n >= k else E.T)
+
+
+@ac.adapter
+def said(W, *, layer, d=100, seed=0):
+    """SAID: W' = W + lam (H G P H B z), d numbers z for all layers, mapped into each by a Fastfood transform.
+
+    H Walsh-Hadamard of size N, the next power of two; B signs, P a permutation, G ~ N(0, 1), their own for every layer;
+    divided by |G| sqrt(n k) and cut to n k entries; lam is trained per layer.
+    Source: arXiv:2012.13255, checked against the authors' code as published with Compacter, not the paper's text.
+    """
+    D, key = W.shape[0] * W.shape[1], crc32(f"{seed} {layer.name}".encode())
+    N = 1 << max(D - 1, d - 1).bit_length()
+    z, lam = ac.param("z", (d,), "zeros", shared="z"), ac.param("lam", (), 1.0)
+    draws = (("B", d, ac.bernoulli(0.5)), ("G", N, ac.normal(1.0)), ("P", N, ac.randperm(N)))
+    B, G, P = (ac.frozen(name, (size,), init, seed=key, store=False) for name, size, init in draws)
+    H, start = ac.hadamard_transform(N), ac.scatter((2 * B - 1) * z, [range(d)], (N,))
+    E = H @ (G * (ac.permutation(P) @ (H @ start))) / (ac.norm(G) * D**0.5)
+    return W + lam * ac.reshape(E[:D], W.shape)

