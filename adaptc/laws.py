@@ -39,7 +39,7 @@ from adaptc.nn.state import disabled
 from adaptc.plan.plan import Plan
 from adaptc.plan.search import candidates
 from adaptc.runtime.ops import dtypes_of
-from adaptc.runtime.program import Apply, assemble, build, task_of
+from adaptc.runtime.program import assemble, build, task_of
 from adaptc.runtime.random import bernoulli
 from adaptc.runtime.reference import Evaluator
 from adaptc.runtime.stack import needs
@@ -288,7 +288,7 @@ def plans(case: Case) -> None:
         if _largest(p, case.m) > ROOM:
             continue
         program = assemble(p, composed, dtypes)
-        y = Apply.apply(program, x, *tensors)  # type: ignore[no-untyped-call]
+        y = program.call(x, *tensors)
         form = "; ".join(f"{brief(c.where, 40)}: {c.chosen}" for c in p.choices)
         close("plans", y, want_y, f"y under the plan [{form}]")
         what = "a gradient {} under the plan [" + form.replace("{", "").replace("}", "") + "]"

@@ -16,7 +16,7 @@ import sympy
 
 from adaptc.codegen.gather import flat_index, prefix, slices
 from adaptc.codegen.native import Kernels, block_step, draws_natively
-from adaptc.codegen.product import groups, matrix_operands, product
+from adaptc.codegen.product import groups, matmul, matrix_operands, product
 from adaptc.codegen.scalar import torch_text
 from adaptc.codegen.source import Source, Tabulated
 from adaptc.codegen.types import Types
@@ -47,7 +47,7 @@ from adaptc.ir.printer import brief
 from adaptc.plan.plan import reach
 
 _OURS = re.compile(
-    r"t\d+|kept\d+|tables|torch|rows|gy|walsh_hadamard|uniform|bernoulli|native|.*_(float|bfloat|complex|int)\d+"
+    r"t\d+|kept\d+|tables|torch|rows|gy|walsh_hadamard|uniform|bernoulli|native|linear|.*_(float|bfloat|complex|int)\d+"
 )
 
 
@@ -78,13 +78,32 @@ def emit(
         writer.visit(e)
     values = [writer.cast(e, dtype) for e, dtype in results]
     values[1:] = [writer.alone(e, value) for (e, _), value in zip(results[1:], values[1:], strict=True)]
+    body = _live(writer.lines, values)
     lines = [f"def {name}(tables, {', '.join(n for n, _ in arguments)}):", f'    """{head}"""']
-    if writer.uses_rows:
+    if any("rows" in _WORD.findall(line.partition("  #")[0]) for line in body):
         row = next(n for n, e in arguments if e.dims and e.dims[0] == TOKENS)
         lines.append(f"    rows = {row}.shape[0]")
-    body = [f"    {line}" for line in writer.lines]
+    body = [f"    {line}" for line in body]
     text = "\n".join([*lines, *body, f"    return {', '.join(values)}{',' if len(values) == 1 else ''}", ""])
     return Source(name, text, tuple(n for n, _ in arguments), tuple(writer.tables))
+
+
+_ASSIGNED = re.compile(r"(\w+) = ([^#]*)")
+_WORD = re.compile(r"\w+")
+
+
+def _live(lines: Sequence[str], values: Sequence[str]) -> list[str]:
+    """The lines that the values need: what a sum or product took into itself is not computed alone."""
+    needed = {word for v in values for word in _WORD.findall(v)}
+    kept = []
+    for line in reversed(lines):
+        code = line.partition("  #")[0]
+        assigned = _ASSIGNED.fullmatch(code)
+        target = assigned.group(1) if assigned else _WORD.findall(code)[0]
+        if target in needed:
+            needed.update(_WORD.findall(code))
+            kept.append(line)
+    return kept[::-1]
 
 
 class _Writer:
@@ -97,11 +116,11 @@ class _Writer:
         self.tables: list[Tabulated] = []
         self.casts: dict[tuple[Expr, str], str] = {}
         self.fresh: set[Expr] = set()
-        self.uses_rows = False
         order = reach(results, list(names))
         self.uses: Counter[Expr] = Counter(c for e in order if e not in names for c in e.children)
         self.uses.update(results)
         self.deferred = {t for e in order if isinstance(e, Add) and e not in names for t in self._fusable(e)}
+        self.deferred |= {e.x for e in order if isinstance(e, Scale) and e not in self.deferred and self._takes(e)}
 
     # ------------------------------------------------------------------ names and text
 
@@ -151,7 +170,6 @@ class _Writer:
             return str(d)
         if d.free_symbols != {TOKENS}:
             raise UnsupportedError(f"no code is generated for the symbolic size {d}")
-        self.uses_rows = True
         return str(d.xreplace({TOKENS: sympy.Symbol("rows")}))
 
     def shape(self, shape: Shape) -> str:
@@ -181,7 +199,12 @@ class _Writer:
                 found.append(inner)
         return found
 
-    def _is_mm(self, e: Expr, total: Add) -> bool:
+    def _takes(self, e: Scale) -> bool:
+        """Can a number go into the product that it scales?"""
+        number = not isinstance(e.factor, sympy.Expr) and e not in self.names
+        return number and self.uses[e.x] == 1 and e.x not in self.names and self._is_mm(e.x, e)
+
+    def _is_mm(self, e: Expr, total: Expr) -> bool:
         if not isinstance(e, Contract) or len(e.operands) != 2 or self.types[e] != self.types[total]:
             return False
         return matrix_operands(e, "a", "b") is not None
@@ -224,13 +247,13 @@ class _Writer:
             others.remove(bias)
             a, b = self._pair(plain[1])
             assert isinstance(bias[1], Broadcast)
-            return f"torch.addmm({self.cast(bias[1].x, dtype)}, {a}, {b})", True
+            return matmul(a, b, self.cast(bias[1].x, dtype)), True
         if plain and (not others or not any(self._owned(o, dtype) for o in others)):
             products.remove(plain)
-            return f"torch.mm({', '.join(self._pair(plain[1]))})", True
+            return matmul(*self._pair(plain[1])), True
         if not others:
             c, t = products.pop(0)
-            return f"torch.mm({', '.join(self._pair(t))}).mul_({c!r})", True
+            return self._times(c, t, dtype), True
         first = next((o for o in others if self._owned(o, dtype)), None)
         if first:
             others.remove(first)
@@ -239,6 +262,11 @@ class _Writer:
         others.remove(first)
         name = self.cast(first[1], dtype)
         return (name, False) if first[0] == 1 else (f"{name} * {first[0]!r}", True)
+
+    def _times(self, c: float, product: Expr, dtype: str) -> str:
+        """A number times a matrix product, in one call."""
+        zero = self.table(sympy.Integer(0), (), dtype)
+        return f"torch.addmm({zero}, {', '.join(self._pair(product))}, beta=0, alpha={c!r})"
 
     def _owned(self, term: tuple[float, Expr], dtype: str) -> bool:
         c, t = term
@@ -279,7 +307,9 @@ class _Writer:
         dtype = self.types[e]
         if isinstance(e.factor, sympy.Expr):
             raise UnsupportedError(f"no code is generated for the symbolic number {e.factor}")
-        if e.x in self.fresh and self.uses[e.x] == 1 and self.types[e.x] == dtype:
+        if e.x in self.deferred:
+            self.let(e, self._times(float(e.factor), e.x, dtype), fresh=True)
+        elif e.x in self.fresh and self.uses[e.x] == 1 and self.types[e.x] == dtype:
             self.let(e, f"{self.names[e.x]}.mul_({e.factor!r})", fresh=True)
         else:
             self.let(e, f"{self.cast(e.x, dtype)} * {e.factor!r}", fresh=True)
@@ -339,7 +369,9 @@ class _Writer:
             self.let(e, f"{x}{cut}")
             return
         skip = prefix(e.index, e.x.dims, e.size)
-        at = flat_index(e.index, e.x.dims, e.size[skip:], skip, self.names.__getitem__, self._index_table)
+        at = flat_index(
+            e.index, e.x.dims, e.size[skip:], skip, self.names.__getitem__, self._index_table, self.dimension
+        )
         lead = self.shape(e.size[:skip])
         flat = f"{x}.reshape({', '.join(filter(None, [lead, self._volume(e.x.dims[skip:])]))})"
         self.let(
@@ -358,10 +390,11 @@ class _Writer:
             return
         skip = prefix(e.index, e.size, e.x.dims)
         run = e.x.dims[skip:]
-        at = flat_index(e.index, e.size, run, skip, self.names.__getitem__, self._index_table)
+        at = flat_index(e.index, e.size, run, skip, self.names.__getitem__, self._index_table, self.dimension)
         lead = self.shape(e.size[:skip])
         zeros = f"{x}.new_zeros(({lead}{', ' if lead else ''}{self._volume(e.size[skip:])},))"
-        values = f"{self.cast(e.x, dtype)}.reshape({lead}{', ' if lead else ''}{self._volume(run)})"
+        count = self._volume(run) if all(isinstance(d, int) for d in run) else "-1"
+        values = f"{self.cast(e.x, dtype)}.reshape({lead}{', ' if lead else ''}{count})"
         self.let(
             e,
             f"{zeros}.index_add_({skip}, {at}, {values}).reshape({self.shape(e.size) or '()'})",

@@ -65,14 +65,16 @@ def flat_index(
     skip: int,
     name: Callable[[Expr], str],
     table: Callable[[sympy.Expr, Shape], str],
+    dimension: Dimension,
 ) -> str:
     """Text of the flat position inside the axes after `skip`, for every index of `run`.
 
-    Entries that SymPy knows are tabulated once; entries read from integer leaves are computed.
+    Entries that SymPy knows are tabulated once; entries read from integer leaves are computed. Along tokens there can
+    only be the latter.
     """
     sizes = shape[skip:]
-    if not all(isinstance(d, int) for d in (*sizes, *run)):
-        raise UnsupportedError("an index that depends on the number of tokens cannot be gathered")
+    if not all(isinstance(d, int) for d in sizes):
+        raise UnsupportedError("cannot gather across tokens: the position would depend on their number")
     moved = {INDEX[j + skip]: INDEX[j] for j in range(len(run))}
     known, looked_up, stride = sympy.Integer(0), [], 1
     for entry, d in reversed(list(zip(index[skip:], sizes, strict=True))):
@@ -85,6 +87,8 @@ def flat_index(
             known = known + stride * entry.xreplace(moved)
         stride *= int(d)
     if known != 0 or not looked_up:
-        looked_up.append(table(known, run))
+        if any(INDEX[j] in known.free_symbols for j, d in enumerate(run) if not isinstance(d, int)):
+            raise UnsupportedError("an index that is computed from the token's number cannot be gathered")
+        looked_up.append(table(known, tuple(d if isinstance(d, int) else 1 for d in run)))
     text = " + ".join(looked_up)
-    return f"({text}).expand({', '.join(map(str, run))}).reshape(-1)"
+    return f"({text}).expand({', '.join(map(dimension, run))}).reshape(-1)"

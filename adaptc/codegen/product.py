@@ -60,6 +60,13 @@ def _narrow(node: Contract, letter: str) -> bool:
     return isinstance(sizes[0], int) and sizes[0] <= NARROW
 
 
+def matmul(first: str, second: str, bias: str | None = None) -> str:
+    """first @ second (+ a row): torch's `linear` takes the second transposed, and saves the call that would do it."""
+    if second.endswith(".t()"):
+        return f"linear({first}, {second.removesuffix('.t()')}{f', {bias}' if bias else ''})"
+    return f"torch.addmm({bias}, {first}, {second})" if bias else f"torch.mm({first}, {second})"
+
+
 def product(node: Contract, a: str, b: str, dimension: Dimension) -> str:
     """Text of the product of the tensors named a and b."""
     g, ((la, lb), out) = groups(node), node.terms
@@ -69,8 +76,8 @@ def product(node: Contract, a: str, b: str, dimension: Dimension) -> str:
             node, out[0]
         ):  # few columns: twice to twenty times slower than few rows
             first, second = (flip(t) for t in reversed(pair))
-            return f"torch.mm({first}, {second}).t()"
-        return f"torch.mm({pair[0]}, {pair[1]})"
+            return f"{matmul(first, second)}.t()"
+        return matmul(*pair)
     if not g.summed:
         return f"{spread(a, la, out)} * {spread(b, lb, out)}"
     if not g.left and not g.right:

@@ -71,15 +71,16 @@ def _second_moments(
     counts: dict[int, int] = {}
 
     def watch(key: int) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-            rows = args[0].reshape(-1, args[0].shape[-1])
+        def hook(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+            x = args[0] if args else named["input"]
+            rows = x.reshape(-1, x.shape[-1])
             rows = rows.to(_wide(rows))
             sums[key] = sums[key] + rows.T @ rows if key in sums else rows.T @ rows
             counts[key] = counts.get(key, 0) + len(rows)
 
         return hook
 
-    handles = [module.register_forward_pre_hook(watch(key)) for key, module in modules.items()]
+    handles = [module.register_forward_pre_hook(watch(key), with_kwargs=True) for key, module in modules.items()]
     try:
         for batch in batches:
             _run(model, batch)

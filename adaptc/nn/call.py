@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,7 +12,6 @@ from torch import Tensor
 from adaptc.errors import DtypeError, LeafError, ShapeError
 from adaptc.ir.dims import TOKENS, show
 from adaptc.method import GivenSpec
-from adaptc.runtime.stack import Stack
 
 LOWEST, HIGHEST = -(2**63), 2**63 - 1
 
@@ -21,55 +21,74 @@ def fresh_seed(device: torch.device) -> Tensor:
     return torch.randint(LOWEST, HIGHEST, (), device=device)
 
 
-def given_tensors(stack: Stack, x: Tensor, named: Mapping[str, Any], around: Mapping[str, Any]) -> list[Tensor]:
+@dataclass(frozen=True)
+class Ask:
+    """What a call must give: plain values alone, since torch.compile looks into them.
+
+    by_token: is the first axis of the tensor a row a token? size: the other axes, or all.
+    """
+
+    name: str
+    by_token: bool
+    size: tuple[int, ...]
+    integer: bool
+    default: float | None
+    where: str
+
+    @classmethod
+    def of(cls, g: GivenSpec) -> Ask:
+        """From an equation's."""
+        dims = g.leaf.dims
+        by_token = bool(dims) and dims[0] == TOKENS
+        size = tuple(int(d) for d in dims[by_token:]) if all(isinstance(d, int) for d in dims[by_token:]) else ()
+        return cls(g.name, by_token, size, g.leaf.kind == "integer", g.default, g.where)
+
+
+def given_tensors(asks: Sequence[Ask], x: Tensor, named: Mapping[str, Any], around: Mapping[str, Any]) -> list[Tensor]:
     """What the equations are given, one row a token. named: arguments of the call; around: from `giving`.
 
     Raises: LeafError for a name that no equation asks for, or one that is missing; ShapeError, DtypeError.
     """
-    asked = {g.name: g for g in stack.given}
+    asked = [a.name for a in asks]
     unknown = [name for name in named if name not in asked]
     if unknown:
         raise LeafError(f"no adapter of the layer asks for '{unknown[0]}': given are {', '.join(asked) or 'none'}")
     values = {**{n: v for n, v in around.items() if n in asked}, **named}
-    return [_one(g, x, values) for g in stack.given]
+    return [_one(a, x, values) for a in asks]
 
 
-def _one(g: GivenSpec, x: Tensor, values: Mapping[str, Any]) -> Tensor:
-    rows = x.numel() // x.shape[-1] if x.shape[-1] else 0
-    if g.name not in values:
-        if g.default is None:
+def _one(a: Ask, x: Tensor, values: Mapping[str, Any]) -> Tensor:
+    rows = x.shape[:-1].numel()
+    if a.name not in values:
+        if a.default is None:
             raise LeafError(
-                f"the equation needs '{g.name}': call layer(x, {g.name}=...), or with ac.giving(model, {g.name}=...)",
-                g.where,
+                f"the equation needs '{a.name}': call layer(x, {a.name}=...), or with ac.giving(model, {a.name}=...)",
+                a.where,
             )
-        size = [rows if d == TOKENS else int(d) for d in g.leaf.dims]
-        dtype = torch.int64 if g.leaf.kind == "integer" else x.dtype
-        return torch.full(size, g.default, dtype=dtype, device=x.device)
-    value = torch.as_tensor(values[g.name], device=x.device)
-    if g.leaf.kind == "integer" and (value.is_floating_point() or value.is_complex()):
-        raise DtypeError(f"'{g.name}' holds whole numbers, got {value.dtype}")
-    value = value.long() if g.leaf.kind == "integer" else value if value.is_floating_point() else value.to(x.dtype)
-    return _rows(g, x, value, rows)
+        dtype = torch.int64 if a.integer else x.dtype
+        return torch.full((rows, *a.size) if a.by_token else a.size, a.default, dtype=dtype, device=x.device)
+    value = torch.as_tensor(values[a.name], device=x.device)
+    if a.integer and (value.is_floating_point() or value.is_complex()):
+        raise DtypeError(f"'{a.name}' holds whole numbers, got {value.dtype}")
+    value = value.long() if a.integer else value if value.is_floating_point() else value.to(x.dtype)
+    return _rows(a, x, value, rows)
 
 
-def _rows(g: GivenSpec, x: Tensor, value: Tensor, rows: int) -> Tensor:
+def _rows(a: Ask, x: Tensor, value: Tensor, rows: int) -> Tensor:
     """One row a token: as given, flattened like x, or an example's row repeated over its tokens."""
-    dims = g.leaf.dims
-    if not dims or dims[0] != TOKENS:
-        wanted = tuple(int(d) for d in dims)
-        if tuple(value.shape) != wanted:
-            raise ShapeError(f"'{g.name}' is {show(tuple(value.shape))}, the equation wants {show(wanted)}", g.where)
+    shape, lead = tuple(value.shape), tuple(x.shape[:-1])
+    if not a.by_token:
+        if shape != a.size:
+            raise ShapeError(f"'{a.name}' is {show(shape)}, the equation wants {show(a.size)}", a.where)
         return value
-    rest = tuple(int(d) for d in dims[1:])
-    lead = x.shape[:-1]
-    if tuple(value.shape) == (rows, *rest):
+    if shape == (rows, *a.size):
         return value
-    if tuple(value.shape) == (*lead, *rest):
-        return value.reshape(rows, *rest)
-    if tuple(value.shape) == (lead[0], *rest) and len(lead) > 1:
+    if shape == (*lead, *a.size):
+        return value.reshape(rows, *a.size)
+    if len(lead) > 1 and shape == (lead[0], *a.size):
         return value.repeat_interleave(rows // max(lead[0], 1), dim=0)
     raise ShapeError(
-        f"'{g.name}' is {show(tuple(value.shape))}: wanted {show((rows, *rest))}, a row a token"
-        + (f", or {show((lead[0], *rest))}, a row an example" if len(lead) > 1 else ""),
-        g.where,
+        f"'{a.name}' is {show(shape)}: wanted {show((rows, *a.size))}, a row a token"
+        + (f", or {show((lead[0], *a.size))}, a row an example" if len(lead) > 1 else ""),
+        a.where,
     )

@@ -248,7 +248,9 @@ class _Reader:
             if s.shared and s.trainable:
                 key = f"{name}.{s.shared}"
                 values[s.name] = self.parameters.setdefault(key, nn.Parameter(values[s.name]))
-        return Leaves(adapter, equation, values, fresh=False)
+        leaves = Leaves(adapter, equation, values, fresh=False)
+        leaves.ahead = weight.is_meta
+        return leaves
 
     def read(self, where: str, name: str, leaf: Leaf, spec: LeafSpec | None, weight: Tensor, wholes: Wholes) -> Tensor:
         """One stored leaf."""

@@ -157,11 +157,11 @@ def _attach(adapter: Adapter, name: str, found: dict[str, nn.Module], rate: floa
 
 
 def tie(leaves: Sequence[Leaves]) -> None:
-    """Let shared buffers of one adapter stay one tensor."""
+    """Let the shared leaves of one adapter stay one tensor."""
     holders: dict[int, Holder] = {}
     for one in leaves:
         for spec in one.equation.leaves:
-            if spec.shared and not spec.trainable:
+            if spec.shared:
                 value = one[spec.name]
                 one.share(spec.name, holders.setdefault(id(value), Holder(value)))
 

@@ -72,6 +72,7 @@ class Leaves(nn.Module):
 
         self.derived = from_weight(equation)
         self._start = self._prints() if fresh else dict.fromkeys(self._parameters, UNKNOWN)
+        self.ahead = False  # were these loaded before the base weights?
 
     def _prints(self) -> dict[str, tuple[float, float]]:
         """The trained leaves in short, where others were computed from W: to see later whether they were trained."""
@@ -106,19 +107,21 @@ class Leaves(nn.Module):
             super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def share(self, name: str, holder: Holder) -> None:
-        """Let a buffer be one tensor with other layers', also after the model is moved or cast."""
+        """Let a leaf be one tensor with other layers', also after the model is moved or cast."""
         self._shared[name] = holder
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Leaves:
-        before = {name: self._buffers[name] for name in self._shared}
+        before = {name: self[name] for name in self._shared}
         untouched = not self.trained()
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, holder in self._shared.items():
-            old, new = before[name], self._buffers[name]
-            assert new is not None
+            old, new = before[name], self[name]
             if holder.tensor is old or (holder.tensor.dtype, holder.tensor.device) != (new.dtype, new.device):
                 holder.tensor = new
-            self._buffers[name] = holder.tensor
+            if name in self._parameters:
+                self._parameters[name] = holder.tensor  # type: ignore[assignment]
+            else:
+                self._buffers[name] = holder.tensor
         if untouched:
             self._start = self._prints()
         return self

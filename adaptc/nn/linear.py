@@ -12,15 +12,15 @@ from torch.nn import functional as F
 
 from adaptc.env import options
 from adaptc.errors import DtypeError, InjectError, MergeError, ShapeError, UnsupportedError
-from adaptc.method import Adapter, Equation, GivenSpec, Layer, Method
+from adaptc.method import Adapter, Equation, Layer, Method
 from adaptc.nn.base import STATISTICS, as_adapter, is_transposed, require_dropout, require_linear, require_name
-from adaptc.nn.call import fresh_seed, given_tensors
+from adaptc.nn.call import Ask, fresh_seed, given_tensors
 from adaptc.nn.leaves import Leaves, Originals, is_plain
 from adaptc.plan.plan import NOMINAL, Plan
 from adaptc.plan.search import plan
 from adaptc.runtime import ops
 from adaptc.runtime.attach import Wholes, attach
-from adaptc.runtime.program import Apply, Program, build, planned_as, run, task_of, weight_program
+from adaptc.runtime.program import Program, build, planned_as, run, task_of, weight_program
 from adaptc.runtime.reference import Evaluator
 from adaptc.runtime.stack import Part, Stack, needs, stack
 from adaptc.runtime.transformed import Transformed
@@ -50,7 +50,7 @@ class Mode:
     stack: Stack
     name: str  # in calls of the registered operators
     seeded: bool
-    asks: tuple[GivenSpec, ...]
+    asks: tuple[Ask, ...]
 
 
 class AdaptedLinear(nn.Module):
@@ -129,6 +129,7 @@ class AdaptedLinear(nn.Module):
         parts = tuple(self._part(a) for a in names)
         modes = {training: self._mode(parts, training) for training in (False, True)}
         self._modes, self._active = modes, tuple(names)
+        self._width, self._has_bias = self.in_features, self._parameters.get("bias") is not None
         self._sources = [source for a in names for source in self._leaves(a).sources()]
         self._programs: dict[Any, Program] = {}
 
@@ -138,7 +139,7 @@ class AdaptedLinear(nn.Module):
     def _mode(self, parts: tuple[Part, ...], training: bool) -> Mode:
         has_bias = self._parameters.get("bias") is not None
         composed = stack(parts, self.out_features, self.in_features, has_bias, training)
-        return Mode(composed, ops.register(composed), composed.seeded, composed.given)
+        return Mode(composed, ops.register(composed), composed.seeded, tuple(map(Ask.of, composed.given)))
 
     def add(self, name: str, leaves: Leaves, dropout: float = 0.0) -> None:
         """Put another adapter after those that are active."""
@@ -179,24 +180,27 @@ class AdaptedLinear(nn.Module):
 
     def tensors(self) -> list[Tensor]:
         """W, the bias if there is one, then the leaves of the active adapters: a program's arguments after x."""
-        found = [self.operand()]
-        bias = self._parameters["bias"]
+        weight, bias = self._parameters["weight"], self._parameters["bias"]
+        if (bias is not None) != self._has_bias and not self.merged:
+            self.active = self._active  # a bias was put on or taken off
+        found = [weight.t() if self.transposed else weight]  # type: ignore[union-attr]
         if bias is not None:
             found.append(bias)
         for source in self._sources:
-            found.append(source.read())
-        return found
+            found.append(source.holder[source.key] if source.cut is None else source.read())
+        return found  # type: ignore[return-value]
 
     # ------------------------------------------------------------------ the forward
 
-    def forward(self, x: Tensor, **given: Any) -> Tensor:
-        """y (..., n). given: what an equation asks for with `given(..., at="call")`."""
+    def forward(self, input: Tensor, **given: Any) -> Tensor:  # noqa: A002 - nn.Linear's name
+        """y (..., n) for input x (..., k). given: what an equation asks for with `given(..., at="call")`."""
+        x = input
         if self.disabled or not self._active or self.merged:
             return self._unadapted(x)
-        if not isinstance(x, Tensor) or not x.is_floating_point() or not x.ndim or x.shape[-1] != self.in_features:
+        if not isinstance(x, Tensor) or not x.is_floating_point() or not x.ndim or x.shape[-1] != self._width:
             self._refuse(x)
         kind = x.device.type
-        if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
+        if kind != "meta" and torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
             x = x.to(torch.get_autocast_dtype(kind))
             with torch.autocast(kind, enabled=False):
                 return self._adapted(x, given)
@@ -221,32 +225,34 @@ class AdaptedLinear(nn.Module):
         raise ShapeError(f"x has rows of {x.shape[-1]}, the layer takes {self.in_features}")
 
     def _adapted(self, x: Tensor, given: Mapping[str, Any]) -> Tensor:
-        mode = self._modes[self.training]
         tensors = self.tensors()
+        mode = self._modes[self.training]
         if mode.asks or given:
-            tensors += given_tensors(mode.stack, x, given, self.given)
+            tensors += given_tensors(mode.asks, x, given, self.given)
         if mode.seeded:
             tensors.append(fresh_seed(x.device))
-        if torch.compiler.is_compiling() or type(x) not in PLAIN or route == "op":
+        if type(x) not in PLAIN or route == "op" or torch.compiler.is_compiling():
             return self._through_op(mode, x, tensors)
         if options().backend == "reference":
             return self._reference(mode.stack, x, tensors)
-        grad = torch.is_grad_enabled()
-        wants = [grad and x.requires_grad]
-        key: list[Any] = [self.training, x.device.type, x.dtype]
-        for t in tensors:
-            wants.append(grad and t.requires_grad)
-            key.append(t.dtype)
-        program = self._programs.get((*key, *wants))
-        if program is None:
-            program = self._programs[(*key, *wants)] = self._build(mode, x, tensors, wants)
+        program, wants = self._program(mode, x, tensors)
         if torch._C._are_functorch_transforms_active():
-            rows = x.reshape(-1, x.shape[-1])
-            y: Tensor = Transformed.apply(program, rows, *tensors)[0]  # type: ignore[no-untyped-call]
+            y: Tensor = Transformed.apply(program, x.reshape(-1, x.shape[-1]), *tensors)[0]  # type: ignore[no-untyped-call]
             return y.reshape(*x.shape[:-1], y.shape[-1])
-        if True not in wants:
-            return run(program, x, tensors)
-        return Apply.apply(program, x, *tensors)  # type: ignore[no-untyped-call]
+        return program.call(x, *tensors) if wants else run(program, x, tensors)
+
+    def _program(self, mode: Mode, x: Tensor, tensors: list[Tensor]) -> tuple[Program, bool]:
+        """What this kind of call runs, and whether anything wants a gradient."""
+        grad = torch.is_grad_enabled()
+        kinds: list[Any] = [mode.name, x.device.type, x.dtype]
+        wants = [grad and x.requires_grad]
+        for t in tensors:
+            kinds.append(t.dtype)
+            wants.append(grad and t.requires_grad)
+        key = (*kinds, *wants)
+        if key not in self._programs:
+            self._programs[key] = self._build(mode, x, tensors, wants)
+        return self._programs[key], True in wants
 
     def _build(self, mode: Mode, x: Tensor, tensors: list[Tensor], wants: list[bool]) -> Program:
         late = [name for name in self.active if self._leaves(name).waiting is not None]
@@ -275,7 +281,8 @@ class AdaptedLinear(nn.Module):
         values = [t.to(wide) if t.is_floating_point() else t for t in tensors]
         if composed.seeded:
             values.append(fresh_seed(tensors[0].device))
-        return Evaluator(dict(zip(arguments, values, strict=False)), wide)(composed.penalty)
+        with torch.autocast(tensors[0].device.type, enabled=False):
+            return Evaluator(dict(zip(arguments, values, strict=False)), wide)(composed.penalty)
 
     def _reference(self, composed: Stack, x: Tensor, tensors: list[Tensor]) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
@@ -288,6 +295,7 @@ class AdaptedLinear(nn.Module):
 
     @torch.no_grad()
     def _weights(self) -> tuple[Tensor, Tensor]:
+        tensors = self._unmerged_tensors()
         composed = self.stack()
         if composed.weight is None or composed.bias is None:
             names = ", ".join(e.adapter.name for e in composed.equations if e.is_output_form)
@@ -295,7 +303,6 @@ class AdaptedLinear(nn.Module):
         missing = needs(composed, composed.weight, composed.bias)
         if missing:
             raise MergeError(f"the adapted weight depends on '{missing[0]}', which only a call has")
-        tensors = self._unmerged_tensors()
         kind = self.weight.device.type
         with torch.autocast(kind, enabled=False):
             program = weight_program(composed, tuple(ops.dtypes_of(tensors)), kind)
@@ -406,7 +413,7 @@ class AdaptedLinear(nn.Module):
         comes, plain = f"{prefix}weight" in state_dict, is_plain(state_dict)
         mine = [(name, self._leaves(name)) for name in self.adapters]
         for name, leaves in mine if comes and plain else ():
-            if leaves.derived and leaves.trained():
+            if leaves.derived and not leaves.ahead and leaves.trained():
                 errors.append(
                     f"'{prefix}adapters.{name}.{leaves.trained()[0]}' was trained on the old weight, and the file has "
                     "a new one: load adapter leaves with it, or call ac.reset(model) to start again"
@@ -419,12 +426,13 @@ class AdaptedLinear(nn.Module):
             if leaves.waiting is not None:
                 values = self.renewed(name, leaves.waiting, everything=True)
                 leaves.renew(shared_once(leaves.equation, values, leaves.waiting))
-            elif leaves.derived and plain:
+            elif leaves.derived and plain and not leaves.ahead:
                 leaves.renew(self.renewed(name, Wholes(), everything=False))
+            leaves.ahead = False
         self.active = self._active
 
     def __getstate__(self) -> dict[str, Any]:
-        made = ("_programs", "_modes", "_sources")  # made again where it is loaded
+        made = ("_programs", "_modes", "_sources", "_width", "_has_bias")  # made again where it is loaded
         return {key: value for key, value in self.__dict__.items() if key not in made}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -113,7 +113,8 @@ def _sizes_alone(equation: Equation, weight: Tensor, wholes: Wholes) -> dict[str
         size = _numbers(spec.leaf.dims)
         if spec.shared is not None:
             size = wholes.sizes.get(spec.shared, size)
-        values[spec.name] = torch.empty(size, dtype=leaf_dtype(spec, weight.dtype), device="meta")
+        value = torch.empty(size, dtype=leaf_dtype(spec, weight.dtype), device="meta")
+        values[spec.name] = wholes.values.setdefault(spec.shared, value) if spec.shared else value
     for leaf, _ in equation.attach:
         dtype = torch.int64 if leaf.kind == "integer" else default_dtype(weight.dtype)
         values[leaf.name] = torch.empty(_numbers(leaf.dims), dtype=dtype, device="meta")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import linecache
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +44,7 @@ class Program:
     """forward(x, *tensors) -> (y, *kept); backward(gy, x, *inputs, *kept) -> gradients of `wrt`."""
 
     plan: Plan
+    count: int  # arguments, x among them
     forward_source: Source
     backward_source: Source | None
     read: tuple[int, ...]  # arguments beside x that the forward reads
@@ -52,6 +53,11 @@ class Program:
     saves_x: bool
     kept: tuple[tuple[Shape, str], ...] = ()  # sizes and dtypes of what passes from forward to backward
     by_row: bool = False  # is a row of y, and of what is kept, a function of its row of x and the parameters alone?
+
+    @functools.cached_property
+    def call(self) -> Callable[..., Tensor]:
+        """(x, *tensors) -> y as an autograd node of x (..., k)."""
+        return joined(self)
 
     @functools.cached_property
     def forward(self) -> Callable[..., tuple[Tensor, ...]]:
@@ -73,6 +79,7 @@ def load(source: Source) -> Callable[..., tuple[Tensor, ...]]:
         print(source.text)
     namespace: dict[str, Any] = {
         "torch": torch,
+        "linear": torch.nn.functional.linear,
         "walsh_hadamard": walsh_hadamard,
         "native": native,
         "uniform": uniform,
@@ -160,7 +167,9 @@ def assemble(chosen: Plan, stack: Stack, dtypes: Sequence[str], compiled: Kernel
     results = [(chosen.y, dtypes[0]), *((e, types[e]) for e in kept)]
     forward = emit(f"{name}_forward", [(names[a], a) for a in used], results, types, head, compiled)
     if not chosen.gradients:
-        return Program(chosen, forward, None, _positions(used, arguments), (), (), False, (), _by_row(stack, kept))
+        return Program(
+            chosen, len(arguments), forward, None, _positions(used, arguments), (), (), False, (), _by_row(stack, kept)
+        )
     inputs = [a for a in arguments if a in set(chosen.inputs)]
     back_types = Types(types.token, types.wide, {**given, **{e: types[e] for e in kept}, stack.gy: dtypes[0]})
     back_arguments = [
@@ -172,6 +181,7 @@ def assemble(chosen: Plan, stack: Stack, dtypes: Sequence[str], compiled: Kernel
     backward = emit(f"{name}_backward", back_arguments, gradients, back_types, head, compiled)
     return Program(
         chosen,
+        len(arguments),
         forward,
         backward,
         _positions(used, arguments),
@@ -198,35 +208,6 @@ def _positions(some: Sequence[Leaf], arguments: Sequence[Leaf]) -> tuple[int, ..
     return tuple(arguments.index(a) for a in some if a is not arguments[0])
 
 
-class Apply(torch.autograd.Function):
-    """One call of a layer under autograd."""
-
-    @staticmethod
-    def forward(ctx: Any, program: Program, x: Tensor, *tensors: Tensor) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])
-        y, *kept = program.forward(rows, *(tensors[j - 1] for j in program.read))
-        ctx.program, ctx.count, ctx.shape = program, len(tensors), x.shape
-        first = (x,) if program.saves_x else ()
-        ctx.save_for_backward(*first, *(tensors[j - 1] for j in program.saved), *kept)
-        if x.ndim == 2:
-            return y
-        return torch.ops.aten._unsafe_view(y.contiguous(), (*x.shape[:-1], y.shape[-1]))  # y may be written to
-
-    @staticmethod
-    def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
-        program: Program = ctx.program
-        saved = ctx.saved_tensors
-        with torch.no_grad():
-            inputs = (saved[0].reshape(-1, ctx.shape[-1]), *saved[1:]) if program.saves_x else saved
-            found = program.backward(gy.reshape(-1, gy.shape[-1]), *inputs)
-        if torch.is_grad_enabled():  # create_graph=True: a second derivative must raise, not be dropped
-            found = Last.apply(len(found), *found, gy, *saved)  # type: ignore[no-untyped-call]
-        gradients: list[Tensor | None] = [None] * (ctx.count + 1)
-        for position, g in zip(program.wrt, found, strict=True):
-            gradients[position] = g.reshape(ctx.shape) if position == 0 else g
-        return (None, *gradients)
-
-
 class Last(torch.autograd.Function):
     """Gradients as they are, tied to what they were computed from: differentiating them raises."""
 
@@ -239,10 +220,90 @@ class Last(torch.autograd.Function):
         raise UnsupportedError("an adapted layer cannot be differentiated twice: second derivatives are not supported")
 
 
+NODE = """
+class {name}(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, {arguments}):
+        flat = x.ndim == 2
+        y, {kept} = run({x}, {read})
+        ctx.save_for_backward({saved})
+        ctx.shape = x.shape
+        return y if flat else unsafe_view(y.contiguous(), (*x.shape[:-1], y.shape[-1]))
+
+    @staticmethod
+    def backward(ctx, gy):
+        [{saved}] = ctx.saved_tensors
+        if torch.is_grad_enabled() or torch.is_autocast_enabled(gy.device.type):
+            return backward_slowly(ctx, gy, ({saved}), differentiate)
+        return differentiate(ctx.shape, gy, {saved})
+
+def differentiate(shape, gy, {saved}):
+    flat = len(shape) == 2
+    {gradients} = run_backward(gy if flat else gy.reshape(-1, gy.shape[-1]), {again})
+    return {results}
+"""
+
+
+def joined(program: Program) -> Callable[..., Tensor]:
+    """The autograd node that joins forward and backward, written out for the arguments of this program.
+
+    x is saved as it came, and y may be written to. Written as text because loops over arguments cost more than small
+    products.
+    """
+    count = program.count
+    arguments = [f"a{j}" for j in range(1, count)]
+    kept = [f"kept{j}" for j in range(len(program.kept))]
+    saved = [*(["x"] if program.saves_x else []), *(f"a{j}" for j in program.saved), *kept]
+    x = "x if flat else x.reshape(-1, x.shape[-1])"
+    found = [f"g{j}" for j in program.wrt]
+    results = ["None"] * count
+    for j in program.wrt:
+        results[j] = f"g{j}" if j else "g0 if flat else g0.reshape(shape)"
+    text = NODE.format(
+        name=f"{program.forward_source.name.title().replace('_', '')}Node",
+        arguments=_listed(arguments),
+        kept=_listed(kept),
+        x=x,
+        read=_listed(f"a{j}" for j in program.read),
+        saved=_listed(saved),
+        gradients=_listed(found),
+        again=_listed(x if name == "x" else name for name in saved),
+        results=_listed(results),
+    )
+    space: dict[str, Any] = {
+        "torch": torch,
+        "run": program.forward,
+        "run_backward": program.backward,
+        "unsafe_view": torch.ops.aten._unsafe_view.default,
+        "backward_slowly": backward_slowly,
+    }
+    exec(compile(text, f"<adaptc node of {program.forward_source.digest}>", "exec"), space)  # our own text
+    apply: Callable[..., Tensor] = next(v for n, v in space.items() if n.endswith("Node")).apply
+    return apply
+
+
+def _listed(names: Iterable[str]) -> str:
+    return "".join(f"{name}, " for name in names)
+
+
+def backward_slowly(ctx: Any, gy: Tensor, saved: tuple[Tensor, ...], differentiate: Callable[..., Any]) -> Any:
+    """A backward under autocast, which must not reach into it, or with create_graph=True: then a second derivative
+    must raise, not be dropped."""
+    with torch.no_grad(), torch.autocast(gy.device.type, enabled=False):
+        found = differentiate(ctx.shape, gy, *saved)
+    if not torch.is_grad_enabled():
+        return found
+    real = [g for g in found if g is not None]
+    tied = iter(Last.apply(len(real), *real, gy, *saved))  # type: ignore[no-untyped-call]
+    return tuple(None if g is None else next(tied) for g in found)
+
+
 def run(program: Program, x: Tensor, tensors: Sequence[Tensor]) -> Tensor:
     """One call without autograd."""
-    rows = x.reshape(-1, x.shape[-1])
-    y = program.forward(rows, *(tensors[j - 1] for j in program.read))[0]
+    read = [tensors[j - 1] for j in program.read]
+    if x.ndim == 2:
+        return program.forward(x, *read)[0]
+    y = program.forward(x.reshape(-1, x.shape[-1]), *read)[0]
     return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
@@ -251,7 +312,7 @@ def weight_program(stack: Stack, dtypes: tuple[str, ...], device: str) -> Callab
     """(W, bias, leaves...) -> (W', bias') in float32 or wider, each planned as a forward of its own."""
     assert stack.weight is not None
     assert stack.bias is not None
-    arguments = stack.arguments[1:]
+    arguments = [a for a in stack.arguments[1:] if a.role not in ("given", "seed")]
     given = dict(zip(arguments, dtypes, strict=True))
     dtype = wide([d for d in dtypes if "int" not in d])
     types = Types(dtype, dtype, dict(given))

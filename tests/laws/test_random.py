@@ -23,7 +23,7 @@ from adaptc.ir.rules import Rule, forms, simplify
 from adaptc.ir.vjp import vjp
 from adaptc.plan.search import candidates, evaluate, plan
 from adaptc.runtime.attach import Wholes, attach
-from adaptc.runtime.program import Apply, assemble, task_of
+from adaptc.runtime.program import assemble, task_of
 from adaptc.runtime.reference import Evaluator
 from adaptc.runtime.stack import Stack, stack
 
@@ -94,7 +94,7 @@ class Case:
         dtypes = [str(t.dtype).removeprefix("torch.") for t in self.tensors]
         for one in self.plans():
             program = assemble(one, self.stack, dtypes)
-            yield one, far(self.results(lambda a, p=program: Apply.apply(p, *a)), expected)
+            yield one, far(self.results(lambda a, p=program: p.call(*a)), expected)
 
 
 def far(found, expected):
