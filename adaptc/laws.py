@@ -541,7 +541,7 @@ def dropout(case: Case) -> None:
     """While training, y = x W^T + b' + D(x) (W' - W)^T with D from the seed; neither the mask nor D(x) is kept."""
     layer, x, p = case.make(dropout=0.3), case.x().requires_grad_(), 0.3
     composed = layer.stack(True)
-    if composed.weight is None or layer.stack().seeded or composed.given:
+    if composed.weight is None or case.layer.stack(True).seeded or composed.given:
         return
     y = case.call(layer, x)
     torch.manual_seed(case.seed + 3)

@@ -94,6 +94,10 @@ class Layer:
         return int(found[-1]) if found else None
 
 
+STAND_IN = Layer("layers.0.linear")
+"""What an equation is told where there is no layer: to be shown, explained or verified."""
+
+
 @dataclass(frozen=True, eq=False)
 class Equation:
     """A traced adapter: the adapted weight and bias, or the adapted output, over named leaves.
@@ -304,7 +308,7 @@ class Adapter:
         """The equation at one layer shape; `layer` reaches methods that ask for it. Raises EquationError with the
         user's file and line."""
         asks = "layer" in self.method.defaults
-        return _traced(self, n, k, (layer or Layer("")) if asks else None)
+        return _traced(self, n, k, (layer or STAND_IN) if asks else None)
 
     @property
     def formula(self) -> str:
@@ -331,7 +335,9 @@ def _traced(adapter_: Adapter, n: Dim, k: Dim, layer: Layer | None) -> Equation:
     except Exception as error:
         last = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{last.filename}:{last.lineno}"
-        raise EquationError(f"{adapter_} at n = {n}, k = {k}: {type(error).__name__}: {error}", where) from error
+        told = "" if layer is None or layer.index is not None else f" (the layer's name '{layer.name}' holds no number)"
+        what = f"{adapter_} at n = {n}, k = {k}: {type(error).__name__}: {error}{told}"
+        raise EquationError(what, where) from error
     finally:
         if token is not None:
             _trace.reset(token)

@@ -6,6 +6,7 @@ Views and leaves cost nothing.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import log2
@@ -96,6 +97,11 @@ def _elementwise(per_entry: Callable[[Any], int]) -> Callable[[Any, Sizer], Cost
     return rule
 
 
+@functools.lru_cache(maxsize=4096)
+def _operations(fn: sympy.Expr) -> int:
+    return int(fn.count_ops())
+
+
 def _sum(node: Add, size: Sizer) -> Cost:
     """Products are added where they are computed: each other term is read, and the sum written once more."""
     count = entries(node.dims, size)
@@ -162,7 +168,7 @@ RULES: dict[str, Callable[[Any, Sizer], Cost]] = {
     "Contract": _contract,
     "Add": _sum,
     "Scale": _number,
-    "Map": _elementwise(lambda node: int(node.fn.count_ops()) + 1),
+    "Map": _elementwise(lambda node: _operations(node.fn) + 1),
     "Reduce": _reduce,
     "Take": _move,
     "Put": _move,

@@ -6,13 +6,13 @@ a `Site`; `choose` picks one of its options, and the planner tries the others.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from string import ascii_letters
 
 from adaptc.errors import InternalError
 from adaptc.ir.build import add, batched, conj, contract, scale, transpose_last
-from adaptc.ir.expr import Expr, postorder, rewrite
+from adaptc.ir.expr import Expr, postorder, rewrite, rewrite_all
 from adaptc.ir.matrix import ATTACH, MatMul, Transpose
 from adaptc.ir.operator import AbstractOperator
 from adaptc.ir.prims import Add, Contract, Detach, Leaf, Primitive, Scale
@@ -175,9 +175,11 @@ def _inline(node: Contract) -> Expr:
     return contract(f"{','.join(terms)}->{out}", *operands)
 
 
-def strip(root: Expr) -> Expr:
-    """Detach has done its work once the derivatives are taken."""
-    return rewrite(root, lambda e: e.x if isinstance(e, Detach) else None)
+def settled(roots: Sequence[Expr]) -> list[Expr]:
+    """Expressions with their derivatives taken: Detach has done its work, contractions are flat."""
+    return rewrite_all(
+        roots, lambda e: e.x if isinstance(e, Detach) else _inline(e) if isinstance(e, Contract) else None
+    )
 
 
 def primitive(root: Expr) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ClassVar, Self, dataclass_transform
 
 from adaptc.ir.dims import Shape, Size
@@ -200,12 +200,17 @@ def postorder(*roots: Expr) -> list[Expr]:
 
 def rewrite(root: Expr, change: Callable[[Expr], Expr | None]) -> Expr:
     """Rebuild bottom-up; `change` sees each rebuilt node and may give another for it."""
+    return rewrite_all([root], change)[0]
+
+
+def rewrite_all(roots: Sequence[Expr], change: Callable[[Expr], Expr | None]) -> list[Expr]:
+    """`rewrite` of several roots, what they share once."""
     new: dict[Expr, Expr] = {}
-    for node in postorder(root):
+    for node in postorder(*roots):
         built = node.rebuild(new.__getitem__)
         after = change(built)
         new[node] = built if after is None else after
-    return new[root]
+    return [new[root] for root in roots]
 
 
 def substitute(root: Expr, mapping: dict[Expr, Expr]) -> Expr:

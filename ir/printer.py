@@ -87,7 +87,7 @@ def _text(e: Expr) -> tuple[str, int]:  # noqa: C901 - one case per node, a tabl
             return soft, ATOM
         case Contract() if (quotient := _quotient(e)) is not None:
             return quotient, PRODUCT
-        case Contract() if len(e.operands) == 2 and e.terms[0][0] == e.terms[0][1] == e.terms[1]:
+        case Contract() if len(e.operands) == 2 and all(t in ("", e.terms[1]) for t in e.terms[0]):
             return " * ".join(_show(op, ATOM) for op in e.operands), PRODUCT
         case Contract():
             return f"einsum('{e.spec}', {', '.join(map(formula, e.operands))})", ATOM

@@ -8,17 +8,17 @@ from typing import Any
 import sympy
 from sympy import HadamardProduct, KroneckerProduct, MatrixExpr, MatrixSymbol
 
-from adaptc.errors import EquationError, LeafError
+from adaptc.errors import EquationError, LeafError, ShapeError
 from adaptc.ir import build
 from adaptc.ir.algebra import add, matmul, multiply, transpose
-from adaptc.ir.dims import as_dim
+from adaptc.ir.dims import as_dim, same_shape, show
 from adaptc.ir.expr import Expr
 from adaptc.ir.matrix import MatMul, Transpose
 from adaptc.ir.operators.diag import Diag
 from adaptc.ir.operators.identity import Identity
 from adaptc.ir.operators.inverse import Inverse
 from adaptc.ir.operators.kron import Kron
-from adaptc.ir.prims import Add, Contract, Leaf, Scale
+from adaptc.ir.prims import Add, Constant, Contract, Leaf, Scale
 from adaptc.ir.printer import formula
 
 
@@ -40,6 +40,8 @@ def to_sympy(e: Expr) -> MatrixExpr:
             return sympy.Transpose(to_sympy(e.A))
         case Contract() if len(e.operands) == 2 and e.terms[0][0] == e.terms[0][1] == e.terms[1] and e.ndim == 2:
             return HadamardProduct(*map(to_sympy, e.operands))
+        case Constant() if e.value in (0, 1):
+            return (sympy.OneMatrix if e.value == 1 else sympy.ZeroMatrix)(*(*e.dims, 1, 1)[:2])
         case Kron() if e.ndim == 2:
             return KroneckerProduct(to_sympy(e.A), to_sympy(e.B))
         case Inverse() if e.ndim == 2:
@@ -64,10 +66,18 @@ def from_sympy(expr: Any, leaves: Mapping[str, Expr]) -> Expr:
     if isinstance(expr, MatrixSymbol):
         if expr.name not in leaves:
             raise LeafError(f"no leaf for the symbol '{expr.name}': given are {', '.join(leaves) or 'none'}")
-        return leaves[expr.name]
+        return _fitting(expr, leaves[expr.name])
     if kind not in FROM:
         raise EquationError(f"SymPy's {kind} has no form in the language: {expr}")
     return FROM[kind](expr, leaves)
+
+
+def _fitting(symbol: Any, leaf: Expr) -> Expr:
+    """The leaf, if it has the symbol's size; a vector (n,) is n x 1."""
+    size = tuple(map(as_dim, symbol.shape))
+    if not same_shape(size, leaf.dims if leaf.ndim == 2 else (*leaf.dims, 1)):
+        raise ShapeError(f"the symbol '{symbol.name}' is {show(size)}, its leaf {show(leaf.dims)}")
+    return leaf
 
 
 def _sum(expr: Any, leaves: Mapping[str, Expr]) -> Expr:
@@ -115,11 +125,15 @@ def _diagonal(expr: Any, leaves: Mapping[str, Expr]) -> Expr:
 
 
 def _power(expr: Any, leaves: Mapping[str, Expr]) -> Expr:
-    base, power = from_sympy(expr.args[0], leaves), int(expr.args[1])
+    base, power = from_sympy(expr.args[0], leaves), expr.args[1]
+    if not power.is_Integer:
+        raise EquationError(f"the power {power} of {expr} is no whole number")
+    if power == 0:
+        return Identity(base.dims[0])
     if power < 0:
         base = Inverse(base)
     result = base
-    for _ in range(abs(power) - 1):
+    for _ in range(abs(int(power)) - 1):
         result = matmul(result, base)
     return result
 

@@ -6,6 +6,7 @@ its conjugate transpose. A real tensor takes the real part of what reaches it.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from string import ascii_letters
 from typing import Any
@@ -85,12 +86,17 @@ def _map(node: Map, g: Expr) -> Pairs:
         return [(node.args[0], conj(g))]
     pairs = []
     for symbol, arg in zip(ARGS, node.args, strict=False):
-        slope = sympy.diff(node.fn, symbol)
+        slope = _slope(node.fn, symbol)
         if slope == 0 or arg.kind == "integer":
             continue
         part = scale(float(slope), g) if slope.is_number else times(apply(slope, *node.args), g)
         pairs.append((arg, part if arg.ndim == node.ndim else reduce_sum(part, range(node.ndim))))
     return pairs
+
+
+@functools.lru_cache(maxsize=4096)
+def _slope(fn: sympy.Expr, symbol: sympy.Symbol) -> Any:
+    return sympy.diff(fn, symbol)
 
 
 def _reduce(node: Reduce, g: Expr) -> Pairs:

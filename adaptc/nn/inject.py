@@ -148,11 +148,14 @@ def _attach(adapter: Adapter, name: str, found: dict[str, nn.Module], rate: floa
             raise
         layers[id(module)] = (equation, operand(module), STATISTICS.get(module.__dict__.get("base", module)))
         wholes.grow(equation)
-    late = Wholes(wholes.sizes) if any(weight.is_meta for _, weight, _ in layers.values()) else None
-    for key, (equation, weight, statistics) in layers.items():
-        values = attach(equation, weight, wholes, statistics)
-        values = shared_once(equation, values, wholes)
-        made[key] = Leaves(adapter, equation, values, late if weight.is_meta else None)
+    group = Wholes(wholes.sizes)  # for values that are drawn later
+    for key, (equation, weight, statistics) in sorted(layers.items(), key=lambda item: item[1][1].is_meta):
+        values = shared_once(equation, attach(equation, weight, wholes, statistics), wholes)
+        made[key] = Leaves(adapter, equation, values, group)
+    group.values = {key: value for key, value in wholes.values.items() if not value.is_meta}
+    group.parameters = {key: value for key, value in wholes.parameters.items() if not value.is_meta}
+    if not any(leaves.waiting for leaves in made.values()):
+        group.forget()
     return made
 
 

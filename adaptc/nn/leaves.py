@@ -42,8 +42,8 @@ class Leaves(nn.Module):
     """Parameters for the trained leaves, buffers for the others; shared ones are held whole.
 
     A leaf may have any name, so they are registered without nn.Module's check against its own attributes.
-    waiting: what the layers of an adapter share, while the base weights are on the meta device. fresh: are these
-    initial values, or do they come from a file?
+    group: what the layers of an adapter share when their values are drawn later, once the base weights are there;
+    waiting: is that so? fresh: are these initial values, or do they come from a file?
     """
 
     def __init__(
@@ -51,11 +51,13 @@ class Leaves(nn.Module):
         adapter: Adapter,
         equation: Equation,
         values: Mapping[str, Tensor],
-        waiting: Wholes | None = None,
+        group: Wholes | None = None,
         fresh: bool = True,
     ) -> None:
         super().__init__()
-        self.adapter, self.equation, self.waiting = adapter, equation, waiting
+        self.adapter, self.equation = adapter, equation
+        self.group = Wholes() if group is None else group
+        self.group.grow(equation)
         self._shared: dict[str, Holder] = {}
         trained = {s.name for s in equation.leaves if s.trainable}
         stored = {s.name for s in equation.leaves if s.store} | {leaf.name for leaf, _ in equation.attach}
@@ -71,15 +73,20 @@ class Leaves(nn.Module):
                     self._non_persistent_buffers_set.add(name)
 
         self.derived = from_weight(equation)
+        self.waiting = self._on_meta()
         self._start = self._prints() if fresh else dict.fromkeys(self._parameters, UNKNOWN)
         self.ahead = False  # were these loaded before the base weights?
 
     def _prints(self) -> dict[str, tuple[float, float]]:
         """The trained leaves in short, where others were computed from W: to see later whether they were trained."""
-        if not self.derived or self.waiting is not None:
+        if not self.derived or self.waiting or self._on_meta():
             return {}
-        wide = {name: p.detach().double() for name, p in self._parameters.items() if p is not None}
-        return {name: (float(p.sum()), float(p.square().sum())) for name, p in wide.items()}
+        wide = {name: p.detach().double().flatten() for name, p in self._parameters.items() if p is not None}
+        places = {name: torch.linspace(1, 2, len(p), dtype=p.dtype, device=p.device) for name, p in wide.items()}
+        return {name: (float(p.sum()), float(p @ places[name])) for name, p in wide.items()}
+
+    def _on_meta(self) -> bool:
+        return any(value.is_meta for value in self.values().values())
 
     def trained(self) -> list[str]:
         """Names of the leaves that are no longer what they were at attach time."""
@@ -98,7 +105,7 @@ class Leaves(nn.Module):
                 self._parameters[name] = value if known else nn.Parameter(value)  # type: ignore[assignment]
             else:
                 self._buffers[name] = value
-        self.waiting = None
+        self.waiting = False
         self._start = self._prints()
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
@@ -122,6 +129,9 @@ class Leaves(nn.Module):
                 self._parameters[name] = holder.tensor  # type: ignore[assignment]
             else:
                 self._buffers[name] = holder.tensor
+        if self._on_meta():
+            self.waiting = True
+            self.group.forget()
         if untouched:
             self._start = self._prints()
         return self

@@ -80,8 +80,7 @@ class AdaptedLinear(nn.Module):
         wholes = Wholes()
         wholes.grow(equation)
         values = attach(equation, self.operand(), wholes, STATISTICS.get(base))
-        late = wholes if self.weight.is_meta else None
-        self.add(name, Leaves(bound, equation, values, late), require_dropout(dropout))
+        self.add(name, Leaves(bound, equation, values), require_dropout(dropout))
 
     @classmethod
     def bare(cls, base: nn.Module) -> AdaptedLinear:
@@ -96,7 +95,7 @@ class AdaptedLinear(nn.Module):
         object.__setattr__(self, "base", base)
         for held in ("_parameters", "_buffers", *HOOKS):
             self.__dict__[held] = base.__dict__[held]
-        self.transposed = is_transposed(base)
+        self.transposed, self.training = is_transposed(base), base.training
         self.adapters = nn.ModuleDict()
         self.dropouts: dict[str, float] = {}
         self.disabled = 0
@@ -255,7 +254,7 @@ class AdaptedLinear(nn.Module):
         return self._programs[key], True in wants
 
     def _build(self, mode: Mode, x: Tensor, tensors: list[Tensor], wants: list[bool]) -> Program:
-        late = [name for name in self.active if self._leaves(name).waiting is not None]
+        late = [name for name in self.active if self._leaves(name).waiting]
         if late and not x.is_meta:
             raise UnsupportedError(
                 f"'{late[0]}' was attached while the weight was on the meta device: load the weights, "
@@ -423,9 +422,9 @@ class AdaptedLinear(nn.Module):
         if not comes or self.weight.is_meta:
             return
         for name, leaves in mine:
-            if leaves.waiting is not None:
-                values = self.renewed(name, leaves.waiting, everything=True)
-                leaves.renew(shared_once(leaves.equation, values, leaves.waiting))
+            if leaves.waiting:
+                values = self.renewed(name, leaves.group, everything=True)
+                leaves.renew(shared_once(leaves.equation, values, leaves.group))
             elif leaves.derived and plain and not leaves.ahead:
                 leaves.renew(self.renewed(name, Wholes(), everything=False))
             leaves.ahead = False

@@ -57,9 +57,14 @@ def summary(model: nn.Module) -> Summary:
     return Summary(rows, trained, sum(p.numel() for p in model.parameters()), sum(r["original bytes"] for r in rows))
 
 
+def _remarks(layer: AdaptedLinear, adapter: str) -> str:
+    rate = layer.dropouts.get(adapter, 0.0)
+    return (f", dropout {rate:g}" if rate else "") + ("" if adapter in layer.active else " (inactive)")
+
+
 def _row(name: str, layer: AdaptedLinear) -> dict[str, Any]:
     order = (*layer.active, *(a for a in layer.adapters if a not in layer.active))
-    shown = [f"{a}: {layer._leaves(a).adapter}" + ("" if a in layer.active else " (inactive)") for a in order]
+    shown = [f"{a}: {layer._leaves(a).adapter}{_remarks(layer, a)}" for a in order]
     state = "merged" if layer.merged else "disabled" if layer.disabled else "active"
     return {
         "layer": name,

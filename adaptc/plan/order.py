@@ -7,7 +7,7 @@ what the forward computed: both name it by the same canonical contraction.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import combinations
@@ -16,7 +16,7 @@ from string import ascii_letters
 from adaptc.ir.build import contract
 from adaptc.ir.dims import TOKENS, Dim
 from adaptc.ir.expand import FLAT
-from adaptc.ir.expr import Expr, rewrite
+from adaptc.ir.expr import Expr, rewrite_all
 from adaptc.ir.prims import Contract
 from adaptc.plan.device import Device
 
@@ -44,7 +44,11 @@ class Orders:
 
     def order(self, root: Expr) -> Expr:
         """Every contraction below root as products of two."""
-        return rewrite(root, lambda e: self._contraction(e) if isinstance(e, Contract) else None)
+        return self.order_all([root])[0]
+
+    def order_all(self, roots: Sequence[Expr]) -> list[Expr]:
+        """The same for several roots, what they share once."""
+        return rewrite_all(roots, lambda e: self._contraction(e) if isinstance(e, Contract) else None)
 
     def _contraction(self, node: Contract) -> Expr:
         name = (node.spec, node.operands)

@@ -12,10 +12,10 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from adaptc.ir.cost import cost, entries
-from adaptc.ir.expand import Site, expand, flatten, strip
+from adaptc.ir.cost import Cost, cost, entries
+from adaptc.ir.expand import Site, expand, settled
 from adaptc.ir.expr import Expr, postorder
-from adaptc.ir.prims import Contract, Leaf
+from adaptc.ir.prims import Contract, Draw, Leaf
 from adaptc.ir.vjp import vjp
 from adaptc.plan.device import Device, device
 from adaptc.plan.order import ITEM, Orders
@@ -60,9 +60,10 @@ def evaluate(task: Task, chosen: dict[str, str]) -> tuple[Plan, dict[str, Choice
     y = expand(task.y, trial.form)
     gradients = vjp(y, task.gy, task.wrt) if task.wrt else {}
     orders = Orders(where, functools.cache(task.size), trial.last_product)
-    ordered = orders.order(flatten(strip(y)))
+    flat_y, *flat = settled([y, *gradients.values()])
+    ordered = orders.order(flat_y)
     orders.pick = lambda node, count: 0
-    back = {leaf: orders.order(flatten(strip(g))) for leaf, g in gradients.items()}
+    back = dict(zip(gradients, orders.order_all(flat), strict=True))
     kept = _keep(task, ordered, list(back.values()))
     seconds = _seconds(task, where, steps([ordered], ()))
     seconds += _seconds(task, where, steps(list(back.values()), [k.node for k in kept]))
@@ -78,9 +79,14 @@ def _seconds(task: Task, where: Device, nodes: list[Expr]) -> float:
     total = 0.0
     for e in nodes:
         if not is_view(e):
-            c = cost(e, task.size)
+            c = _cost(e, task)
             total += where.seconds(c.flops, ITEM * c.entries) if c.entries else 0.0
     return total
+
+
+@functools.lru_cache(maxsize=65536)
+def _cost(e: Expr, task: Task) -> Cost:
+    return cost(e, task.size)
 
 
 def _keep(task: Task, y: Expr, gradients: list[Expr]) -> tuple[Kept, ...]:
@@ -88,7 +94,12 @@ def _keep(task: Task, y: Expr, gradients: list[Expr]) -> tuple[Kept, ...]:
 
     x and the leaves are there anyway. Everything else is computed again from them.
     """
-    forward = set(postorder(y))
+    order = postorder(y)
+    forward = set(order)
+    by_token: dict[Expr, bool] = {}
+    for e in order:
+        own = isinstance(e, Draw) or not e.children
+        by_token[e] = any(by_token[c] for c in e.children) or (own and depends_on_tokens(e))
     shared = [e for e in reach(gradients, ()) if e in forward and not is_view(e)]
     inner, y_entries = _inner(task), entries(y.dims, task.size)
     threshold = max(WORTH * 2 * inner, CHEAP)
@@ -97,9 +108,9 @@ def _keep(task: Task, y: Expr, gradients: list[Expr]) -> tuple[Kept, ...]:
     for e in shared:  # operands first
         if entries(e.dims, task.size) == 0:
             continue
-        again = sum(cost(s, task.size).flops for s in steps([e], halt))
+        again = sum(_cost(s, task).flops for s in steps([e], halt))
         per_entry = again / entries(e.dims, task.size)
-        small = depends_on_tokens(e) or entries(e.dims, task.size) <= SMALL * y_entries
+        small = by_token[e] or entries(e.dims, task.size) <= SMALL * y_entries
         if per_entry >= threshold and small:
             halt.append(e)
             kept.append(Kept(e, f"{per_entry:.0f} flops an entry to compute again"))

@@ -31,6 +31,10 @@ class Wholes:
     values: dict[str, Tensor] = field(default_factory=dict)
     parameters: dict[str, Any] = field(default_factory=dict)  # of those that are trained
 
+    def forget(self) -> None:
+        """Drop the values, keep the sizes."""
+        self.values, self.parameters = {}, {}
+
     def grow(self, equation: Equation) -> None:
         """Make room for a layer that has not been drawn yet."""
         for spec in equation.leaves:
@@ -174,6 +178,8 @@ def _called(spec: LeafSpec, W: Tensor, generator: Generator, size: tuple[int, ..
     accepted = inspect.signature(spec.init).parameters
     given = {k: v for k, v in (("W", W), ("generator", generator)) if k in accepted}
     value = torch.as_tensor(spec.init(**given))
+    if spec.leaf.kind == "integer" and value.is_floating_point() and bool((value != value.round()).any()):
+        raise LeafError(f"the initialiser of '{spec.name}', an index, gave fractions: wanted whole numbers", spec.where)
     if tuple(value.shape) != size:
         raise LeafError(
             f"the initialiser of '{spec.name}' gave {show(tuple(value.shape))}, wanted {show(size)}",

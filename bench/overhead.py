@@ -1,0 +1,73 @@
+"""The price of a small call: a layer of 64 x 64 with LoRA r = 8 on one token, beside PEFT, in one run.
+
+`python -m bench.overhead` prints a table of microseconds and writes bench/results/overhead_cpu.json. A step is a
+forward and a backward with the gradients of x and of the adapter; "eager" is the same equation in plain torch.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import peft
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import adaptc as ac
+from adaptc.methods import lora
+from bench.common import interleaved, write
+
+WIDTH, RANK, ROUNDS, REPEAT = 64, 8, 200, 50
+
+
+def layers() -> dict[str, Callable[[Tensor], Tensor]]:
+    """The same layer by everyone, with the same trained leaves."""
+    torch.manual_seed(0)
+    plain = nn.Linear(WIDTH, WIDTH).requires_grad_(False)
+    ours = ac.AdaptedLinear(plain, lora(r=RANK, alpha=16.0))
+    with torch.no_grad():
+        ours.leaves()["B"].normal_()
+    model = nn.ModuleDict({"lin": nn.Linear(WIDTH, WIDTH)})
+    model["lin"].load_state_dict({"weight": plain.weight, "bias": plain.bias})
+    config = peft.LoraConfig(r=RANK, lora_alpha=16, target_modules=["lin"])
+    theirs: Any = peft.inject_adapter_in_model(config, model)["lin"]
+    with torch.no_grad():
+        theirs.lora_A["default"].weight.copy_(ours.leaves()["A"])
+        theirs.lora_B["default"].weight.copy_(ours.leaves()["B"])
+    A, B = (nn.Parameter(ours.leaves()[name].detach().clone()) for name in "AB")
+
+    def eager(x: Tensor) -> Tensor:
+        return F.linear(x, plain.weight, plain.bias) + 16.0 / RANK * F.linear(F.linear(x, A), B)
+
+    bare = nn.Linear(WIDTH, WIDTH).requires_grad_(False)
+    return {"adaptc": ours, "peft": theirs, "eager": eager, "frozen linear": bare}
+
+
+def main() -> None:
+    """Check, measure, print, write."""
+    torch.set_num_threads(1)
+    every = layers()
+    x, gy = torch.randn(1, WIDTH), torch.randn(1, WIDTH)
+    for name in ("peft", "eager"):
+        torch.testing.assert_close(every["adaptc"](x), every[name](x))
+    leaf = x.clone().requires_grad_()
+    found: dict[str, dict[str, float]] = {}
+    for what, inputs in (("step", leaf), ("step, x without a gradient", x)):
+        steps = {
+            n: (lambda f=f, v=inputs: f(v).backward(gy)) for n, f in every.items() if what == "step" or n[0] != "f"
+        }
+        found[what] = interleaved(steps, ROUNDS, REPEAT, time.perf_counter_ns)
+    with torch.no_grad():
+        found["forward alone"] = interleaved({n: (lambda f=f: f(x)) for n, f in every.items()}, ROUNDS, REPEAT)
+    print(f"{'':28}" + "".join(f"{n:>15}" for n in every) + f"{'over peft':>12}")
+    for what, times in found.items():
+        cells = "".join(f"{times[n]:15.1f}" if n in times else f"{'':15}" for n in every)
+        print(f"{what:28}{cells}{times['adaptc'] / times['peft']:12.2f}")
+    rounded = {what: {n: round(t, 2) for n, t in times.items()} for what, times in found.items()}
+    write("overhead_cpu", peft=peft.__version__, shape=[1, WIDTH, WIDTH], rank=RANK, microseconds=rounded)
+
+
+if __name__ == "__main__":
+    main()
