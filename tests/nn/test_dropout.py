@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from methods_small import K, N, close, move
+from methods_small import METHODS, K, N, close, move
 from test_kept import saved
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 import adaptc as ac
 from adaptc.errors import InjectError
@@ -128,17 +129,11 @@ def test_only_one_of_two_adapters_drops():
     ac.inject(model, hra(r=4), ["0"], name="a")
     ac.inject(model, parallel_adapter(d=5), ["0"], name="b", dropout=0.5)
     move(model)
-    (v,), (_, mask) = [model[0].leaves("b")], drawn(x.shape, 0.0, 0.5)
-    base = F.linear(x, model[0].leaves("a")["U"].new_tensor(reflected(model[0])), model[0].bias)
-    close(called(model, x), base + torch.relu((x * mask) @ v["A"].T) @ v["B"].T)
-
-
-def reflected(layer):
-    """W times the reflections of the adapter 'a'."""
-    W = layer.weight.detach()
-    for u in layer.leaves("a")["U"].detach().T:
-        W = W - 2 * torch.outer(W @ u, u) / (u @ u)
-    return W.tolist()
+    v, (_, mask) = model[0].leaves("b"), drawn(x.shape, 0.0, 0.5)
+    ac.set_active(model, "a")
+    y = model(x)
+    ac.set_active(model, ("a", "b"))
+    close(called(model, x), y + torch.relu((x * mask) @ v["A"].T) @ v["B"].T)
 
 
 @every_form
@@ -202,6 +197,42 @@ def test_three_projections_of_one_x_keep_x_once_and_no_mask():
     ac.inject(model, lora(r=16), "all-linear", dropout=0.05)
     x = torch.randn(1024, 1024, dtype=torch.bfloat16, requires_grad=True)
     assert x.nbytes <= saved(model, x) <= 1.05 * x.nbytes
+
+
+@pytest.mark.parametrize("adapter", METHODS.values(), ids=METHODS)
+def test_neither_the_mask_nor_the_dropped_tokens_are_kept(adapter):
+    layer, x, found = layer_of(adapter), rows(37), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: found.append(t) or t, lambda t: t):
+        layer(x)
+    sizes = [t.shape for t in found if t.numel() == x.numel() and t.data_ptr() != x.data_ptr()]
+    assert not sizes
+    assert sum(t.ndim == 0 and t.dtype == torch.int64 for t in found) == 1, "the seed"
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@every_form
+def test_a_checkpoint_draws_the_same_mask_again(adapter, reentrant):
+    layer, found = layer_of(adapter), []
+    for call in (layer, lambda x: checkpoint(layer, x, use_reentrant=reentrant)):
+        x = rows().detach().fill_(0.5).requires_grad_()
+        layer.zero_grad()
+        torch.manual_seed(2)
+        y = call(x)
+        y.square().sum().backward()
+        found.append([y.detach(), x.grad, *(p.grad for p in ac.adapter_parameters(layer))])
+    for a, b in zip(*found, strict=True):
+        close(a, b)
+
+
+def test_under_vmap_and_autocast():
+    layer, x = layer_of(lora(r=3), dtype=torch.float32), torch.randn(4, K).expand(3, 4, K)
+    same, different = (torch.func.vmap(layer, randomness=how)(x) for how in ("same", "different"))
+    assert torch.equal(same[0], same[1])
+    assert not torch.equal(different[0], different[1])
+    with torch.autocast("cpu", torch.bfloat16):
+        y = called(layer, x[0])
+    assert y.dtype == torch.bfloat16
+    assert (y - called(layer, x[0])).norm() < 0.02 * y.norm()
 
 
 def test_bfloat16_tokens_with_float32_masters():

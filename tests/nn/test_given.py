@@ -298,3 +298,21 @@ def test_compiled_in_eval(name):
     for m in (M, 1):
         x, given = tokens(m), {n: t[:m] if n in ("task", "feature") else t for n, t in GIVEN[name].items()}
         close(compiled(x, **given), layer(x, **given))
+
+
+def test_vmap_and_export():
+    layer, v = layer_of(routing()).eval(), torch.randn(3, 5, K, dtype=torch.float64)
+    x = torch.randn(3, 4, K, dtype=torch.float64)
+    each = torch.func.vmap(lambda x, v: layer(x, v=v))(x, v)
+    for i in range(3):
+        close(each[i], layer(x[i], v=v[i]))
+    program = torch.export.export(layer, (x[0],), {"v": v[0]}).module()
+    close(program(x[1], v=v[1]), layer(x[1], v=v[1]))
+
+
+def test_no_tokens_and_one_token():
+    layer, f = layer_of(feature()), torch.randn(2, 3, dtype=torch.float64)
+    assert layer(tokens(0), feature=f[:0]).shape == (0, N)
+    assert layer(tokens(2, 0), feature=f).shape == (2, 0, N)
+    x = tokens(1)
+    close(layer(x[0], feature=f[0]), layer(x, feature=f[:1])[0])

@@ -63,7 +63,7 @@ def empty_then_copy_then_reset(model):
 
 WAYS = {f.__name__: f for f in (assign, empty_then_load, weights_then_reset, empty_then_copy_then_reset)}
 ways = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
-bug_7, bug_8, bug_9 = (pytest.mark.xfail(strict=True, reason=f"bug {i}") for i in (7, 8, 9))
+bug_7, bug_8, bug_9, bug_20, bug_22 = (pytest.mark.xfail(strict=True, reason=f"bug {i}") for i in (7, 8, 9, 20, 22))
 emptied = [pytest.param(way, marks=bug_8 if n.startswith("empty") else (), id=n) for n, way in WAYS.items()]
 
 
@@ -250,3 +250,34 @@ def test_merging_on_the_meta_device_is_refused():
     model = ac.inject(net("meta"), lora(r=3), "all-linear")
     with pytest.raises(AdaptcError):
         ac.merge(model)
+
+
+@bug_20
+@every
+def test_a_model_that_went_to_the_meta_device_starts_again(adapter):
+    model, x = ac.inject(net(), adapter, "all-linear"), torch.randn(5, K, dtype=torch.float64)
+    move(model)
+    model.to("meta").to_empty(device="cpu")
+    with torch.no_grad():
+        for t in (*model.parameters(), *model.buffers()):
+            t.fill_(torch.nan)
+    model.load_state_dict(net().state_dict())
+    close(model(x), net()(x))
+
+
+@pytest.mark.parametrize(
+    ("name", "first"),
+    [
+        pytest.param("vera", 0, marks=bug_22),
+        pytest.param("vera", 2, marks=bug_22),
+        pytest.param("tied_lora", 0, marks=bug_22),
+        ("tied_lora", 2),
+    ],
+)
+def test_some_layers_on_the_meta_device(name, first):
+    model, x = net(), torch.randn(5, K, dtype=torch.float64)
+    model[first].to("meta")
+    ac.inject(model, METHODS[name], "all-linear")
+    model.load_state_dict(net().state_dict(), assign=True)
+    close(model(x), net()(x))
+    assert model[0].leaves()["A"] is model[2].leaves()["A"]
