@@ -266,6 +266,18 @@ def test_outside_an_equation(make):
         make()
 
 
+@every
+def test_compiled_it_draws_the_same(adapter):
+    layer, x = layer_of(adapter), torch.randn(6, K, dtype=torch.float64)
+    torch._dynamo.reset()
+    compiled, found = torch.compile(layer, fullgraph=True, backend="aot_eager"), []
+    for call in (compiled, layer):
+        y = called(call, x)
+        found.append([y, *torch.autograd.grad(y.square().sum(), ac.adapter_parameters(layer))])
+    for a, b in zip(*found, strict=True):
+        close(a, b)
+
+
 @pytest.mark.xfail(strict=True, reason="bug 17")
 @pytest.mark.parametrize("name", ["dropped_factor", "finegates"])
 def test_the_contract_holds(name):
