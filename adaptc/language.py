@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import keyword
 from collections.abc import Callable
 from typing import Any
 
@@ -118,7 +117,7 @@ def given(name: str, shape: Any, *, at: str = "call", default: float | None = No
         raise EquationError(f'\'{name}\' is given at "call" or at "attach", not at {at!r}')
     known = None if dtype is None else str(dtype).removeprefix("torch.")
     _check_dtype(name, known)
-    if at == "call" and (not name.isidentifier() or keyword.iskeyword(name) or name in ("self", "input", "x")):
+    if at == "call" and (not name.isidentifier() or name in ("self", "input", "x", "model")):
         raise LeafError(f"no call can give '{name}': use another identifier")
     if name in trace.given:
         raise LeafError(f"'{name}' is asked for twice, first at {trace.given[name].where}: use its first value")

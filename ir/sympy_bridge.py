@@ -28,31 +28,43 @@ def to_sympy(e: Expr) -> MatrixExpr:
 
     A vector (n,) is an n x 1 matrix.
     """
-    match e:
-        case Add():
-            return sympy.MatAdd(*map(to_sympy, e.terms))
-        case Scale():
-            factor = e.factor if isinstance(e.factor, sympy.Expr) else sympy.nsimplify(e.factor)
-            return factor * to_sympy(e.x)
-        case MatMul():
-            return sympy.MatMul(to_sympy(e.A), to_sympy(e.B))
-        case Transpose():
-            return sympy.Transpose(to_sympy(e.A))
-        case Contract() if len(e.operands) == 2 and e.terms[0][0] == e.terms[0][1] == e.terms[1] and e.ndim == 2:
-            return HadamardProduct(*map(to_sympy, e.operands))
-        case Constant() if e.value in (0, 1):
-            return (sympy.OneMatrix if e.value == 1 else sympy.ZeroMatrix)(*(*e.dims, 1, 1)[:2])
-        case Kron() if e.ndim == 2:
-            return KroneckerProduct(to_sympy(e.A), to_sympy(e.B))
-        case Inverse() if e.ndim == 2:
-            return sympy.Inverse(to_sympy(e.M))
-        case Identity():
-            return sympy.Identity(e.dims[0])
-        case Diag() if e.ndim == 2:
-            return sympy.DiagMatrix(to_sympy(e.v))
-        case _:
-            rows, cols = (*e.dims, 1, 1)[:2]
-            return MatrixSymbol(e.name if isinstance(e, Leaf) else formula(e), rows, cols)
+    known = TO.get(type(e)) if e.ndim == 2 or isinstance(e, (Add, Scale, Constant)) else None
+    found = known(e) if known else None
+    if found is None:
+        rows, cols = (*e.dims, 1, 1)[:2]
+        return MatrixSymbol(e.name if isinstance(e, Leaf) else formula(e), rows, cols)
+    return found
+
+
+def _scaled(e: Scale) -> MatrixExpr:
+    factor = e.factor if isinstance(e.factor, sympy.Expr) else sympy.nsimplify(e.factor)
+    return factor * to_sympy(e.x)
+
+
+def _elementwise(e: Contract) -> MatrixExpr | None:
+    plain = len(e.operands) == 2 and e.terms[0][0] == e.terms[0][1] == e.terms[1]
+    return HadamardProduct(*map(to_sympy, e.operands)) if plain else None
+
+
+def _number(e: Constant) -> MatrixExpr | None:
+    if e.value not in (0, 1) or e.ndim > 2:
+        return None
+    return (sympy.OneMatrix if e.value == 1 else sympy.ZeroMatrix)(*(*e.dims, 1, 1)[:2])
+
+
+TO: dict[type[Expr], Any] = {
+    Add: lambda e: sympy.MatAdd(*map(to_sympy, e.terms)),
+    Scale: _scaled,
+    MatMul: lambda e: sympy.MatMul(to_sympy(e.A), to_sympy(e.B)),
+    Transpose: lambda e: sympy.Transpose(to_sympy(e.A)),
+    Contract: _elementwise,
+    Constant: _number,
+    Kron: lambda e: KroneckerProduct(to_sympy(e.A), to_sympy(e.B)),
+    Inverse: lambda e: sympy.Inverse(to_sympy(e.M)),
+    Identity: lambda e: sympy.Identity(e.dims[0]),
+    Diag: lambda e: sympy.DiagMatrix(to_sympy(e.v)),
+}
+"""What a matrix of ours is in SymPy."""
 
 
 def from_sympy(expr: Any, leaves: Mapping[str, Expr]) -> Expr:

@@ -90,6 +90,8 @@ class Leaves(nn.Module):
 
     def trained(self) -> list[str]:
         """Names of the leaves that are no longer what they were at attach time."""
+        if self.waiting:
+            return []
         now = self._prints()
         return [name for name, print_ in self._start.items() if now.get(name) != print_]
 

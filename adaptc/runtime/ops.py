@@ -96,7 +96,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
 
 def _differentiate(ctx: Any, grads: list[Tensor]) -> tuple[Any, ...]:
     gradients: list[Tensor | None] = [None] * (ctx.count + 1)
-    if grads[0] is not None:
+    if grads[0] is not None and ctx.wrt:
         found = torch.ops.adaptc.backward(grads[0], list(ctx.saved_tensors), ctx.which)
         for position, g in zip(ctx.wrt, found, strict=True):
             gradients[position] = g

@@ -56,8 +56,8 @@ class Program:
 
     @functools.cached_property
     def call(self) -> Callable[..., Tensor]:
-        """(x, *tensors) -> y as an autograd node of x (..., k)."""
-        return joined(self)
+        """(x, *tensors) -> y as an autograd node of x (..., k); plain where no gradient reaches what wants one."""
+        return joined(self) if self.wrt else functools.partial(_constant, self)
 
     @functools.cached_property
     def forward(self) -> Callable[..., tuple[Tensor, ...]]:
@@ -218,6 +218,11 @@ class Last(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         raise UnsupportedError("an adapted layer cannot be differentiated twice: second derivatives are not supported")
+
+
+@torch.no_grad()
+def _constant(program: Program, x: Tensor, *tensors: Tensor) -> Tensor:
+    return run(program, x, tensors)
 
 
 NODE = """

@@ -110,10 +110,11 @@ def stack(parts: tuple[Part, ...], n: Dim, k: Dim, has_bias: bool, training: boo
             weight, bias = _both(equation, weight, bias, still, position, training=False)
             before = now
             now, now_bias = _both(equation, now, now_bias, names, position, training)
-            if rate:
-                dropped.append((drop(x, rate, STREAMS * position), refold(add(now, scale(-1, before)))))
-            else:
-                direct = refold(add(direct, now, scale(-1, before)))
+            update = refold(add(now, scale(-1, before)))
+            if rate and not is_zero(update):
+                dropped.append((drop(x, rate, STREAMS * position), update))
+            elif not rate:
+                direct = refold(add(direct, update))
         named.append(tuple(mine.values()))
     weight, bias = simplify(weight), simplify(refold(bias))
     form: tuple[Any, Any] = (weight, bias) if output is None else (None, None)

@@ -32,6 +32,8 @@ class Transformed(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gy: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         gradients: list[Tensor | None] = [None] * (ctx.count + 1)
+        if not ctx.program.wrt:
+            return (None, *gradients)
         found = TransformedBackward.apply(ctx.program, gy, *ctx.saved_tensors)  # type: ignore[no-untyped-call]
         for position, g in zip(ctx.program.wrt, found, strict=True):
             gradients[position] = g

@@ -182,7 +182,6 @@ def test_a_model_with_adapters_is_measured_with_them(of):
     close(found(ac.calibrate(model, data, of=of), of), want)
 
 
-@pytest.mark.xfail(strict=True, reason="bug 5")
 def test_a_layer_that_is_called_by_keyword():
     model, data = net(), batches()
     model.forward = lambda x: model.second(input=torch.tanh(model.first(input=x)))

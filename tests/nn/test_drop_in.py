@@ -232,13 +232,11 @@ def test_tokens_of_any_shape():
         assert layer(torch.randn(*lead, K, dtype=torch.float64)).shape == (*lead, N)
 
 
-@pytest.mark.xfail(strict=True, reason="bug 10")
 def test_the_argument_has_nn_linears_name():
     layer, x = trained(lora(r=3)), tokens()
     assert torch.equal(layer(input=x), layer(x))
 
 
-@pytest.mark.xfail(strict=True, reason="bug 11")
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_bias_that_goes_or_comes(bias):
     layer, x = trained(lora(r=3), bias), tokens()

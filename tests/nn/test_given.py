@@ -105,10 +105,8 @@ GIVEN = {
     "routing": {"v": torch.linspace(-1, 1, 5 * K).double().reshape(5, K)},
     "feature": {"feature": torch.linspace(-2, 1, 3 * M).double().reshape(M, 3), "s": torch.tensor(0.7).double()},
 }
-bug_2 = pytest.mark.xfail(strict=True, reason="bug 2")
-bug_4 = pytest.mark.xfail(strict=True, reason="bug 4")
 INDEXED = ("kind", "mtl_lora", "flora")
-each = [pytest.param(name, marks=bug_2 if name in INDEXED else ()) for name in METHODS]
+each = list(METHODS)
 every = pytest.mark.parametrize("name", each)
 
 
@@ -180,7 +178,6 @@ def test_what_is_given_nearer_holds_and_what_was_comes_back():
     close(model(x), at())
 
 
-@bug_2
 def test_two_adapters_share_a_name():
     model, x, task = nn.Sequential(nn.Linear(K, N).double(), nn.Linear(N, K).double()), tokens(), GIVEN["mtl_lora"]
     for name in ("a", "b"):
@@ -247,7 +244,6 @@ def test_a_wrong_shape_or_dtype(name, given, error, text):
         layer_of(METHODS[name])(tokens(), **given)
 
 
-@bug_2
 def test_numbers_lists_and_other_dtypes_are_taken():
     layer, x = layer_of(mtl_lora()), tokens()
     want = layer(x, **GIVEN["mtl_lora"])
@@ -257,7 +253,6 @@ def test_numbers_lists_and_other_dtypes_are_taken():
     close(layer(x, temp=2), layer(x, temp=torch.tensor(2.0)))
 
 
-@pytest.mark.xfail(strict=True, reason="bug 3")
 def test_a_merge_needs_a_value_that_does_not_change():
     layer = layer_of(pat())
     with torch.no_grad():
@@ -290,7 +285,7 @@ def test_another_dtype_than_x(dtype):
     assert v.grad.norm() > 0
 
 
-@pytest.mark.parametrize("name", [each[1], pytest.param("routing", marks=bug_4), "feature", "pat"])
+@pytest.mark.parametrize("name", [each[1], "routing", "feature", "pat"])
 def test_compiled_in_eval(name):
     layer = layer_of(METHODS[name]).eval()
     torch._dynamo.reset()

@@ -63,8 +63,7 @@ def empty_then_copy_then_reset(model):
 
 WAYS = {f.__name__: f for f in (assign, empty_then_load, weights_then_reset, empty_then_copy_then_reset)}
 ways = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
-bug_7, bug_8, bug_9, bug_20, bug_22 = (pytest.mark.xfail(strict=True, reason=f"bug {i}") for i in (7, 8, 9, 20, 22))
-emptied = [pytest.param(way, marks=bug_8 if n.startswith("empty") else (), id=n) for n, way in WAYS.items()]
+emptied = [pytest.param(way, id=n) for n, way in WAYS.items()]
 
 
 def late(adapter, way):
@@ -126,7 +125,6 @@ def test_before_there_are_sizes_and_no_values(adapter):
         model(torch.randn(5, K, dtype=torch.float64))
 
 
-@bug_7
 @every
 def test_on_the_meta_device_a_call_gives_the_shape(adapter):
     y = ac.inject(net("meta"), adapter, "all-linear")(torch.empty(5, K, dtype=torch.float64, device="meta"))
@@ -147,9 +145,7 @@ def test_a_state_with_leaves_brings_them(adapter):
     close(model(x), want(x))
 
 
-@pytest.mark.parametrize(
-    "adapter", [pytest.param(a, marks=bug_9 if n in DERIVED else (), id=n) for n, a in METHODS.items()]
-)
+@pytest.mark.parametrize("adapter", [pytest.param(a, id=n) for n, a in METHODS.items()])
 def test_an_adapter_from_a_file_stays_when_the_weights_come(adapter, tmp_path):
     want, x = ac.inject(net(), adapter, "all-linear"), torch.randn(5, K, dtype=torch.float64)
     move(want)
@@ -252,7 +248,6 @@ def test_merging_on_the_meta_device_is_refused():
         ac.merge(model)
 
 
-@bug_20
 @every
 def test_a_model_that_went_to_the_meta_device_starts_again(adapter):
     model, x = ac.inject(net(), adapter, "all-linear"), torch.randn(5, K, dtype=torch.float64)
@@ -268,9 +263,9 @@ def test_a_model_that_went_to_the_meta_device_starts_again(adapter):
 @pytest.mark.parametrize(
     ("name", "first"),
     [
-        pytest.param("vera", 0, marks=bug_22),
-        pytest.param("vera", 2, marks=bug_22),
-        pytest.param("tied_lora", 0, marks=bug_22),
+        ("vera", 0),
+        ("vera", 2),
+        ("tied_lora", 0),
         ("tied_lora", 2),
     ],
 )

@@ -178,7 +178,6 @@ def test_in_low_precision_it_is_float32(dtype):
     assert all(p.grad.dtype == torch.float32 for p in ac.adapter_parameters(model) if p.grad is not None)
 
 
-@pytest.mark.xfail(strict=True, reason="bug 6")
 def test_autocast_does_not_round_it():
     model = model_of(norms(), dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):

@@ -53,11 +53,8 @@ def finegates(W, *, std=0.1):
 
 METHODS = {m.name: m() for m in (noisy, noisy_vectors, dropped_factor, dropped_hidden, finegates)}
 WEIGHT = {name: a for name, a in METHODS.items() if name != "dropped_hidden"}
-bug_1 = pytest.mark.xfail(strict=True, reason="bug 1")
 NOISE = ("noisy", "noisy_vectors", "finegates")
-every = pytest.mark.parametrize(
-    "adapter", [pytest.param(a, marks=bug_1 if n in NOISE else (), id=n) for n, a in METHODS.items()]
-)
+every = pytest.mark.parametrize("adapter", [pytest.param(a, id=n) for n, a in METHODS.items()])
 every_weight_form = pytest.mark.parametrize("adapter", WEIGHT.values(), ids=WEIGHT)
 
 
@@ -129,7 +126,6 @@ def test_eval_of_an_output_form():
     close(layer(x), F.linear(x, layer.weight, layer.bias) + x @ v["A"].T @ v["B"].T)
 
 
-@bug_1
 def test_the_noise_is_standard_normal():
     layer = ac.AdaptedLinear(nn.Linear(300, 200, bias=False, dtype=torch.float64), noisy(std=1.0))
     with torch.no_grad():
@@ -148,7 +144,6 @@ def test_the_noise_is_standard_normal():
         assert abs((a * b).mean()) < 5 / a.numel() ** 0.5
 
 
-@bug_1
 def test_two_noises_of_one_equation_are_independent():
     n, draws = 40, 400
     layer = ac.AdaptedLinear(nn.Linear(n, n, bias=False, dtype=torch.float64), noisy_vectors())
@@ -163,7 +158,6 @@ def test_two_noises_of_one_equation_are_independent():
     assert shared < 0.6
 
 
-@bug_1
 @torch.no_grad()
 def test_two_adapters_and_two_layers_have_noise_of_their_own():
     model = nn.Sequential(*(nn.Linear(60, 60, bias=False, dtype=torch.float64) for _ in range(2)))
@@ -194,7 +188,7 @@ def test_dropout_of_a_leaf_is_torchs():
 
 @pytest.mark.parametrize(
     "name",
-    ["dropped_factor", "dropped_hidden", pytest.param("noisy", marks=bug_1), pytest.param("finegates", marks=bug_1)],
+    ["dropped_factor", "dropped_hidden", "noisy", "finegates"],
 )
 def test_gradients_are_those_with_this_draw(name):
     """The output is linear in the random values' operands, so the draw is read off the output itself."""
@@ -235,7 +229,6 @@ def gated(layer, x):
     return F.linear(x, p[:, None] * layer.weight * q, layer.bias)
 
 
-@bug_1
 def test_one_seed_is_one_draw_for_every_dtype_and_way():
     x = torch.randn(6, K)
     found = []
@@ -278,7 +271,6 @@ def test_compiled_it_draws_the_same(adapter):
         close(a, b)
 
 
-@pytest.mark.xfail(strict=True, reason="bug 17")
 @pytest.mark.parametrize("name", ["dropped_factor", "finegates"])
 def test_the_contract_holds(name):
     ac.verify(METHODS[name], 12, 8)

@@ -59,11 +59,6 @@ CASES["nested"] = (
 cases = pytest.mark.parametrize(("expr", "want"), CASES.values(), ids=CASES)
 
 
-def bug(number):
-    """Fails until it is mended."""
-    return pytest.mark.xfail(strict=True, reason=f"bug {number}")
-
-
 def value(expr):
     """An expression of the language in float64."""
     return Evaluator({LEAVES[n]: t for n, t in VALUES.items()}, torch.float64)(expr)
@@ -76,9 +71,7 @@ def test_the_value_is_that_of_the_matrix_expression(expr, want):
     assert torch.allclose(value(found), want, rtol=1e-11, atol=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("expr", "want"), [pytest.param(*c, marks=bug(13) if n == "ones" else (), id=n) for n, c in CASES.items()]
-)
+@pytest.mark.parametrize(("expr", "want"), [pytest.param(*c, id=n) for n, c in CASES.items()])
 def test_there_and_back(expr, want):
     once = ac.from_sympy(expr, LEAVES)
     again = ac.from_sympy(to_sympy(once), LEAVES)
@@ -159,7 +152,7 @@ ERRORS = {
 
 @pytest.mark.parametrize(
     ("expr", "error", "text"),
-    [pytest.param(*case, marks=bug(12) if "power" in n else (), id=n) for n, case in ERRORS.items()],
+    [pytest.param(*case, id=n) for n, case in ERRORS.items()],
 )
 def test_what_has_no_form_says_so(expr, error, text):
     with pytest.raises(error, match=text):
@@ -171,14 +164,12 @@ def test_leaves_of_other_sizes_than_the_symbols():
         ac.from_sympy(MatrixSymbol("W", 4, 6) + MatrixSymbol("V", 4, 6), {**LEAVES, "V": LEAVES["V"].T})
 
 
-@bug(14)
 @pytest.mark.parametrize("symbol", [MatrixSymbol("W", 5, 6), MatrixSymbol("d", 5, 1), MatrixSymbol("d", 4, 2)])
 def test_a_symbol_of_another_size_than_its_leaf(symbol):
     with pytest.raises(ShapeError, match=f"'{symbol.name}'"):
         ac.from_sympy(symbol, LEAVES)
 
 
-@bug(12)
 def test_the_power_zero_is_the_identity():
     found = ac.from_sympy(sympy.MatPow(S, 0, evaluate=False), LEAVES)
     assert torch.equal(value(found), torch.eye(4).double())

@@ -199,7 +199,6 @@ def test_what_cannot_be_an_index(method, text):
         method().trace(N, K)
 
 
-@pytest.mark.xfail(strict=True, reason="bug 15")
 def test_a_function_that_gives_fractions_for_an_index():
     @ac.adapter
     def fractions(W):
@@ -305,7 +304,6 @@ def test_what_cannot_be_given(method, error, texts):
     refused(method, error, *texts)
 
 
-@pytest.mark.xfail(strict=True, reason="bug 16")
 @pytest.mark.parametrize("name", ["x", "a b", "", "1st", "class-id"])
 def test_a_name_that_no_call_could_give(name):
     @ac.adapter
