@@ -80,7 +80,7 @@ def same_text(shown, printed):
 def test_a_document_runs_and_prints_what_it_shows(path, folder, capsys):
     text, space, printed = path.read_text(), {"__name__": f"document_{path.stem}"}, None
     blocks = list(BLOCK.finditer(text))
-    for match, after in zip(blocks, [*blocks[1:], None], strict=True):
+    for match, after in zip(blocks, [*blocks[1:], None], strict=False):
         kind, body = match.groups()
         shown = after[2] if after and after[1] == "text" else ""
         if kind == "text":
