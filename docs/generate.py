@@ -258,7 +258,8 @@ def main(arguments: list[str]) -> int:
     made = files()
     changed = stale(made)
     for name in changed:
-        print(f"stale: {name}" if "--check" in arguments else f"written: {name}")
+        done = "written" if ROOT / name in made else "removed"
+        print(f"{'stale' if '--check' in arguments else done}: {name}")
     if "--check" in arguments:
         return 1 if changed else 0
     for path in (ROOT / name for name in changed):

@@ -39,7 +39,9 @@ def _sampled(cls: type[AbstractOperator], shape: tuple[int, int], trial: int) ->
     names = count()
 
     def make(*size: int, nonzero: bool = False) -> Expr:
-        return Leaf("ABCDEFGH"[next(names)] if len(size) > 1 else "vuwrst"[next(names)], size, "param")
+        j = next(names)
+        letters = "ABCDEFGH" if len(size) > 1 else "vuwrst"
+        return Leaf(letters[j] if j < len(letters) else f"{letters[0]}{j}", size, "param")
 
     return cls.sample(*shape, make, Random(f"{cls.name} {trial}"))
 
