@@ -85,7 +85,7 @@ def _row(method: Method) -> dict[str, Any]:
 
 
 @main.command("list")
-@click.option("--markdown", is_flag=True, help="Print the table of the README.")
+@click.option("--markdown", is_flag=True, help="Print the table as Markdown.")
 @as_json
 @reported
 def list_methods(as_json: bool, markdown: bool) -> None:
