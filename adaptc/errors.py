@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parent
-_OURS = (str(_PACKAGE) + "/", str((_PACKAGE / "ir").resolve()) + "/")
+_TORCH = Path(getattr(find_spec("torch"), "origin", None) or "/torch/__init__.py").parent
+_OURS = (str(_PACKAGE) + "/", str((_PACKAGE / "ir").resolve()) + "/", str(_TORCH) + "/")
 _EQUATIONS = str(_PACKAGE / "methods") + "/"
 
 
@@ -14,11 +16,16 @@ def user_location() -> str:
     """`file:line` of the innermost frame that is not the compiler's own: the equation's line."""
     frame = sys._getframe(1)
     while frame is not None:
-        name = str(Path(frame.f_code.co_filename).resolve())
-        if name.startswith(_EQUATIONS) or not name.startswith(_OURS):
+        if not is_ours(frame.f_code.co_filename):
             return f"{frame.f_code.co_filename}:{frame.f_lineno}"
         frame = frame.f_back  # type: ignore[assignment]
     return "<unknown>"
+
+
+def is_ours(filename: str) -> bool:
+    """Is this a file of the compiler, or of torch, which calls it? The catalogue's equations are users' code."""
+    name = str(Path(filename).resolve())
+    return name.startswith(_OURS) and not name.startswith(_EQUATIONS)
 
 
 class AdaptcError(Exception):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from adaptc.errors import EquationError
+from adaptc.ir.algebra import described
 from adaptc.ir.expr import Expr
 
 
@@ -70,4 +71,4 @@ def as_init(value: Any) -> Any:
         return value
     if isinstance(value, (int, float)):
         return Init("constant", (float(value),))
-    raise EquationError(f"cannot initialise a leaf with {type(value).__name__} {value!r}")
+    raise EquationError(f"cannot initialise a leaf with {described(value)}")

@@ -19,6 +19,7 @@ from adaptc.errors import (
     HyperparameterError,
     LeafError,
     ShapeError,
+    is_ours,
 )
 from adaptc.ir import build
 from adaptc.ir.dims import TOKENS, Dim, Shape, same_shape, show, size_symbol
@@ -333,8 +334,8 @@ def _traced(adapter_: Adapter, n: Dim, k: Dim, layer: Layer | None) -> Equation:
     except AdaptcError:
         raise
     except Exception as error:
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"{last.filename}:{last.lineno}"
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if not is_ours(f.filename)]
+        where = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else method.where
         told = "" if layer is None or layer.index is not None else f" (the layer's name '{layer.name}' holds no number)"
         what = f"{adapter_} at n = {n}, k = {k}: {type(error).__name__}: {error}{told}"
         raise EquationError(what, where) from error

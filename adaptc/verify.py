@@ -27,7 +27,7 @@ SMALL = (
     (192, 128),
 )  # fmt: skip
 """Outputs and inputs: one-sized, prime, rectangular; growing, for methods that ask for multiples of a block."""
-LARGE = ((160, 96), (96, 160), (128, 256), (256, 512), (48, 32))
+LARGE = ((160, 96), (96, 160), (128, 256), (256, 512), (32, 24))
 """Where the planner may choose another form than at the smallest; the last where the others are too large."""
 WANTED = 4
 ROWS = 5

@@ -26,9 +26,13 @@ def tensor(value: Any, like: Expr | None = None) -> Expr:
         return value
     if isinstance(value, (int, float, Size, sympy.Expr)) and like is not None:
         return build.scale(value, build.ones(like.dims))
-    raise EquationError(
-        f"cannot use {type(value).__name__} {value!r} in an equation: only leaves, operators and numbers"
-    )
+    raise EquationError(f"cannot use {described(value)} in an equation: only leaves, operators and numbers")
+
+
+def described(value: Any) -> str:
+    """A value for messages: a tensor by its kind and shape, not by its entries."""
+    shape = getattr(value, "shape", None)
+    return f"{type(value).__name__} {value!r:.60}" if shape is None else f"{type(value).__name__} of {tuple(shape)}"
 
 
 def _pair(a: Any, b: Any, what: str) -> tuple[Expr, Expr]:
@@ -173,7 +177,9 @@ def _slice(s: slice, d: Dim) -> tuple[Any, int, Dim]:
 
 def elementwise(name: str, *args: Any) -> Expr:
     """One of `functions.ELEMENTWISE`."""
-    like = next(t for t in args if isinstance(t, Expr))
+    like = next((t for t in args if isinstance(t, Expr)), None)
+    if like is None:
+        raise EquationError(f"{name} of {described(args[0])}: write the number itself")
     if len(args) == 2:
         return build.apply(ELEMENTWISE[name], *_pair(*args, name))
     return build.apply(ELEMENTWISE[name], tensor(like))
@@ -284,6 +290,8 @@ def index_table(index: Any, bound: Dim) -> Expr:
 
 def stack_along(parts: Sequence[Expr], axis: int) -> Expr:
     """Matrices one after another along an axis."""
+    if not parts:
+        raise EquationError("there is nothing to join")
     first = parts[0]
     length = as_dim(sum((sympy.sympify(p.dims[axis]) for p in parts), sympy.Integer(0)))
     size = tuple(length if j == axis else d for j, d in enumerate(first.dims))
@@ -300,7 +308,7 @@ def stack_along(parts: Sequence[Expr], axis: int) -> Expr:
 
 def hstack(parts: Sequence[Expr]) -> Expr:
     """Side by side: along the second axis, vectors along their only one."""
-    return stack_along(parts, min(1, parts[0].ndim - 1))
+    return stack_along(parts, min(1, parts[0].ndim - 1) if parts else 0)
 
 
 def vstack(parts: Sequence[Expr]) -> Expr:

@@ -7,12 +7,13 @@ from typing import Any
 
 import sympy
 
-from adaptc.ir.dims import show
+from adaptc.ir.dims import Dim, Shape, same, show
 from adaptc.ir.expr import Expr, postorder
 from adaptc.ir.functions import ARGS, ELEMENTWISE, root
 from adaptc.ir.matrix import Dropout, Factor, Initial, MatMul, Noise, Transpose
 from adaptc.ir.operator import AbstractOperator
 from adaptc.ir.prims import (
+    INDEX,
     Add,
     At,
     Broadcast,
@@ -23,6 +24,7 @@ from adaptc.ir.prims import (
     Map,
     Reduce,
     Scale,
+    Take,
 )
 
 SUM, PRODUCT, ATOM = 1, 2, 3
@@ -87,6 +89,10 @@ def _text(e: Expr) -> tuple[str, int]:  # noqa: C901 - one case per node, a tabl
             return soft, ATOM
         case Contract() if (quotient := _quotient(e)) is not None:
             return quotient, PRODUCT
+        case Contract() if (triangle := _triangle(e)) is not None:
+            return triangle, ATOM
+        case Take() if (picked := _part(e)) is not None:
+            return picked, ATOM
         case Contract() if len(e.operands) == 2 and all(t in ("", e.terms[1]) for t in e.terms[0]):
             return " * ".join(_show(op, ATOM) for op in e.operands), PRODUCT
         case Contract():
@@ -164,6 +170,53 @@ def _softmax(e: Contract) -> str | None:
     shifted = top.args[0]
     inside = " + ".join(_show(t, PRODUCT) for t in shifted.terms[:-1]) if isinstance(shifted, Add) else formula(shifted)
     return f"softmax({inside}, axis={total.axes[0]})"
+
+
+def _triangle(e: Contract) -> str | None:
+    """tril(M) or triu(M): M times a constant of zeros and ones."""
+    inputs, out = e.terms
+    mask = e.operands[-1]
+    if len(e.operands) != 2 or not isinstance(mask, Constant) or [*inputs, out] != [out, out[-2:], out]:
+        return None
+    i, j = INDEX[:2]
+    name = {sympy.Heaviside(i - j, 1): "tril", sympy.Heaviside(j - i, 1): "triu"}.get(mask.value)
+    return None if name is None else f"{name}({formula(e.operands[0])})"
+
+
+def _part(e: Take) -> str | None:
+    """M[a:b, i], take(M, index, axis) or tile(M, shape), as they were written."""
+    plain = [entry == INDEX[j] for j, entry in enumerate(e.index)]
+    tables = [(j, entry) for j, entry in enumerate(e.index) if isinstance(entry, At)]
+    if len(tables) == 1 and sum(plain) == len(plain) - 1 and tables[0][1].axis == tables[0][0]:
+        return f"take({formula(e.x)}, {formula(tables[0][1].table)}, axis={tables[0][0]})"
+    if tables:
+        return None
+    if all(entry == sympy.Mod(INDEX[j], d) for j, (entry, d) in enumerate(zip(e.index, e.x.dims, strict=True))):
+        return f"tile({formula(e.x)}, {show(e.size)})"
+    parts: list[str] = []
+    axis = 0
+    for entry, d in zip(e.index, e.x.dims, strict=True):
+        runs = bool(sympy.sympify(entry).free_symbols & set(INDEX))
+        text = _slice(entry, axis, d, e.size) if runs else str(entry)
+        if text is None:
+            return None
+        axis += runs
+        parts.append(text)
+    while len(parts) > 1 and parts[-1] == ":":
+        parts.pop()
+    return f"{_show(e.x, ATOM)}[{', '.join(parts)}]" if axis == e.ndim else None
+
+
+def _slice(entry: sympy.Expr, axis: int, d: Dim, size: Shape) -> str | None:
+    """start:stop:step of an axis of size d, if the index runs through the result's next axis."""
+    if axis >= len(size) or entry.free_symbols & set(INDEX) != {INDEX[axis]}:
+        return None
+    step, start = entry.coeff(INDEX[axis], 1), entry.coeff(INDEX[axis], 0)
+    if sympy.expand(entry - start - step * INDEX[axis]) != 0 or not step.is_Integer:
+        return None
+    stop = start + size[axis] if step == 1 else d
+    ends = "" if same(stop, d) else str(stop)
+    return f"{'' if start == 0 else start}:{ends}" + ("" if step == 1 else f":{step}")
 
 
 def _axes(axes: tuple[int, ...]) -> str:

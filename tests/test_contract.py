@@ -18,7 +18,7 @@ def test_every_law_holds(name):
     assert verdict.laws == tuple(LAWS)
     sizes = set(verdict.sizes)
     assert {n > k for n, k in sizes if n != k} == {True, False}
-    assert max(n * k for n, k in sizes) >= 1000
+    assert max(n * k for n, k in sizes) >= 750
 
 
 def users(operator):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import runpy
 import sys
 from collections.abc import Callable
@@ -76,7 +77,8 @@ def main() -> None:
 def _row(method: Method) -> dict[str, Any]:
     text, equation = symbolic(method())
     doc = " ".join((method.__doc__ or "").split())
-    source = "arXiv:" + doc.partition("arXiv:")[2][:10]
+    found = re.search(r"arXiv:\d{4}\.\d{4,5}", doc)
+    source = found.group() if found else doc.partition("Source: ")[2].partition(".")[0].partition(",")[0]
     trained = [f"{s.name} {tuple(map(str, s.leaf.dims))}".replace("'", "") for s in equation.leaves if s.trainable]
     return {
         "name": method.name, "equation": text, "source": source, "parameters": trained,

@@ -37,6 +37,9 @@ class Scatter(AbstractOperator):
         return cls(v, tables, size)
 
     def infer(self) -> tuple[Shape, Kind]:
+        for rows in self.index[1:]:
+            if not same_shape(rows.dims, self.index[0].dims):
+                raise ShapeError(f"scatter: index vectors of {show(self.index[0].dims)} and {show(rows.dims)}")
         wanted = (*self.index[0].dims, *self.size[len(self.index) :])
         if not same_shape(self.v.dims, wanted):
             raise ShapeError(f"scatter: v is {show(self.v.dims)}, the index and shape want {show(wanted)}")

@@ -119,7 +119,7 @@ def test_exported_with_any_number_of_tokens(name):
     one = layer(MORE[name]).eval()
     tokens = torch.export.Dim("m", min=2, max=4096)
     x = torch.randn(7, K, dtype=torch.float64)
-    program = torch.export.export(one, (x,), dynamic_shapes={"x": {0: tokens}})
+    program = torch.export.export(one, (x,), dynamic_shapes={"input": {0: tokens}})
     for m in (2, 33):
         x = torch.randn(m, K, dtype=torch.float64)
         assert torch.allclose(program.module()(x), one(x), rtol=1e-12)
