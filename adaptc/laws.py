@@ -27,7 +27,7 @@ from adaptc.ir.matrix import MatMul, Transpose
 from adaptc.ir.operator import AbstractOperator
 from adaptc.ir.prims import Add, Contract, Leaf, Scale
 from adaptc.ir.printer import brief
-from adaptc.method import Adapter, GivenSpec
+from adaptc.method import STAND_IN, Adapter, GivenSpec
 from adaptc.nn import linear as paths
 from adaptc.nn.calibrate import calibrate
 from adaptc.nn.call import fresh_seed
@@ -80,7 +80,7 @@ class Case:
 
     def make(self, dtype: torch.dtype = torch.float64, moved: bool = True, dropout: float = 0.0) -> AdaptedLinear:
         """The adapted layer."""
-        layer = AdaptedLinear(self.measured(self.base(dtype)), self.adapter, dropout=dropout)
+        layer = AdaptedLinear(self.measured(self.base(dtype)), self.adapter, dropout=dropout, layer=STAND_IN)
         if moved:
             move(layer, self.seed)
         return layer
@@ -106,6 +106,8 @@ class Case:
         size = [x.shape[:-1].numel() if d == TOKENS else int(d) for d in g.leaf.dims]
         if g.leaf.kind == "integer":
             return torch.zeros(size, dtype=torch.int64)
+        if g.default is not None:  # the merged weight has it
+            return torch.full(size, g.default, dtype=x.dtype)
         generator = torch.Generator().manual_seed(self.seed + 4)
         return torch.randn(size, generator=generator, dtype=torch.float64).to(x.dtype)
 
@@ -411,7 +413,7 @@ def pairs(case: Case) -> None:
 @torch.no_grad()
 def pair(case: Case, first: Adapter, second: Adapter) -> None:
     """Two adapters on one layer: forward = the dense definition = merged forward."""
-    layer = AdaptedLinear(case.measured(case.base()), first, name="first")
+    layer = AdaptedLinear(case.measured(case.base()), first, name="first", layer=STAND_IN)
     model = nn.Sequential(layer).eval()
     try:
         inject(model, second, ["0"], name="second")

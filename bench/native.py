@@ -1,4 +1,5 @@
-"""Native kernels against torch, one thread: blocks along the diagonal, forward and both gradients, and dropout masks.
+"""Native kernels against torch, one thread: blocks along the diagonal, forward and both gradients, dropout masks, and
+whole steps of layers whose plan has such products.
 
 `python -m bench.native` prints a table of microseconds and writes bench/results/native_cpu.json. Rounds are
 interleaved, times are medians of process time, and nothing is timed before it was compared with float64.
@@ -6,23 +7,22 @@ interleaved, times are medians of process time, and nothing is timed before it w
 
 from __future__ import annotations
 
-import json
-import platform
-import statistics
-import subprocess
-import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+import adaptc as ac
 from adaptc import _native
+from adaptc.methods import boft, oft
+from adaptc.plan.search import plan
 from adaptc.runtime import native
+from adaptc.runtime.ops import dtypes_of
+from adaptc.runtime.program import assemble, kernels, task_of
+from bench.common import interleaved, write
 
 TOKENS, WIDTH, ROUNDS = 512, 768, 60
-RESULTS = Path(__file__).parent / "results" / "native_cpu.json"
 Pair = tuple[Callable[[], Tensor], Callable[[], Tensor]]
 
 
@@ -58,35 +58,39 @@ def verify(pair: Pair, exact: Tensor) -> None:
 
 def measure(pair: Pair) -> dict[str, float]:
     """Medians in microseconds, rounds interleaved."""
-    times: tuple[list[float], list[float]] = ([], [])
-    for _ in range(ROUNDS):
-        for f, found in zip(pair, times, strict=True):
-            start = time.process_time_ns()
-            f()
-            found.append((time.process_time_ns() - start) / 1e3)
-    ours, theirs = (statistics.median(t[ROUNDS // 10 :]) for t in times)
-    return {"native_us": round(ours, 1), "aten_us": round(theirs, 1), "ratio": round(ours / theirs, 3)}
+    found = interleaved(dict(zip(("native_us", "aten_us"), pair, strict=True)), ROUNDS)
+    rounded = {name: round(t, 1) for name, t in found.items()}
+    return {**rounded, "ratio": round(found["native_us"] / found["aten_us"], 3)}
 
 
-def machine() -> dict[str, Any]:
-    """Where and with what this was measured."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
-    git = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
-    return {
-        "cpu": cpu,
-        "instructions": _native.levels()[-1],
-        "threads": 1,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "commit": commit.stdout.strip(),
-    }
+def steps(adapter: ac.Adapter, dtype: torch.dtype) -> Pair:
+    """A training step of a layer, its plan with compiled kernels and with torch alone; both checked in float64."""
+    layer = ac.AdaptedLinear(nn.Linear(WIDTH, WIDTH).to(dtype).requires_grad_(False), adapter)
+    with torch.no_grad():
+        for p in layer.adapters.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    x = torch.randn(TOKENS, WIDTH, dtype=dtype, requires_grad=True)
+    gy, tensors, composed = torch.randn(TOKENS, WIDTH).to(dtype), layer.tensors(), layer.stack(training=True)
+    wants = [t.requires_grad for t in (x, *tensors)]
+    chosen = plan(task_of(composed, wants, "cpu"))
+    programs = [assemble(chosen, composed, dtypes_of([x, *tensors]), k) for k in (kernels("cpu"), None)]
+    assert "native" in programs[0].forward_source.text
+    wrt = [t for t in (x, *tensors) if t.requires_grad]
+
+    def step(program: Any) -> Tensor:
+        found = torch.autograd.grad(program.call(x, *tensors), wrt, gy)
+        return torch.cat([g.flatten() for g in found])
+
+    pair = (lambda: step(programs[0]), lambda: step(programs[1]))
+    wide = assemble(chosen, composed, ["float64"] * len(wants))
+    big = [t.detach().double().requires_grad_(w) for t, w in zip((x, *tensors), wants, strict=True)]
+    exact = torch.autograd.grad(wide.call(*big), [t for t in big if t.requires_grad], gy.double())
+    verify(pair, torch.cat([g.flatten() for g in exact]))
+    return pair
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Measure, print, write. The rows of oft and boft are whole training steps, through the plan."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     rows: list[dict[str, Any]] = []
@@ -104,9 +108,11 @@ def main() -> None:
                 verify(pair, exact)
                 add(what, b, dtype, pair)
         add("mask", 0, dtype, masks(dtype))
-    RESULTS.parent.mkdir(exist_ok=True)
+        for b in (4, 32):
+            add("oft", b, dtype, steps(oft(b=b), dtype))
+            add("boft", b, dtype, steps(boft(b=b), dtype))
     sizes = {"tokens": TOKENS, "width": WIDTH, "rounds": ROUNDS}
-    RESULTS.write_text(json.dumps({"machine": machine(), "sizes": sizes, "rows": rows}, indent=1) + "\n")
+    write("native_cpu", instructions=_native.levels()[-1], sizes=sizes, rows=rows)
 
 
 def masks(dtype: torch.dtype) -> Pair:

@@ -37,6 +37,7 @@ HOOKS = tuple(
         "backward_pre_hooks",
     )
 )
+NAMELESS = Layer("")
 PLAIN = (Tensor, nn.Parameter)
 ROUTES = ("plain", "op")
 route = "plain"
@@ -58,7 +59,8 @@ class AdaptedLinear(nn.Module):
 
     base: an nn.Linear or transformers' Conv1D, whose parameters this module shows as its own: `weight` and `bias` stay
     where they were in the state dict, leaves are at `adapters.<name>.<leaf>`. dropout: of the adapter's x, while
-    training: y = x W^T + b' + D(x) (W' - W)^T. y has x's dtype; products accumulate in float32 or wider.
+    training: y = x W^T + b' + D(x) (W' - W)^T. layer: what a method is told that asks for `layer`; `inject` tells it
+    the module's name. y has x's dtype; products accumulate in float32 or wider.
     Raises: InjectError for a base that is no linear layer; the equation's own errors.
     """
 
@@ -71,12 +73,13 @@ class AdaptedLinear(nn.Module):
         adapter: Adapter | Method,
         name: str = "default",
         dropout: float = 0.0,
+        layer: Layer = NAMELESS,
     ) -> None:
         nn.Module.__init__(self)
         require_linear(base, "the layer")
         self._wrap(base)
         bound = as_adapter(adapter)
-        equation = bound.trace(self.out_features, self.in_features, Layer(""))
+        equation = bound.trace(self.out_features, self.in_features, layer)
         wholes = Wholes()
         wholes.grow(equation)
         values = attach(equation, self.operand(), wholes, STATISTICS.get(base))
