@@ -133,7 +133,7 @@ class AdaptedLinear(nn.Module):
         self._modes, self._active = modes, tuple(names)
         self._width, self._has_bias = self.in_features, self._parameters.get("bias") is not None
         self._sources = [source for a in names for source in self._leaves(a).sources()]
-        self._programs: dict[Any, Program] = {}
+        self._programs: dict[Any, tuple[Program, bool]] = {}
 
     def _part(self, name: str) -> Part:
         return self._leaves(name).equation, self.dropouts.get(name, 0.0)
@@ -246,15 +246,13 @@ class AdaptedLinear(nn.Module):
     def _program(self, mode: Mode, x: Tensor, tensors: list[Tensor]) -> tuple[Program, bool]:
         """What this kind of call runs, and whether anything wants a gradient."""
         grad = torch.is_grad_enabled()
-        kinds: list[Any] = [mode.name, x.device.type, x.dtype]
-        wants = [grad and x.requires_grad]
-        for t in tensors:
-            kinds.append(t.dtype)
-            wants.append(grad and t.requires_grad)
-        key = (*kinds, *wants)
-        if key not in self._programs:
-            self._programs[key] = self._build(mode, x, tensors, wants)
-        return self._programs[key], True in wants
+        dtypes, flags = [t.dtype for t in tensors], [t.requires_grad for t in tensors]
+        key = (mode.name, grad, x.device, x.dtype, x.requires_grad, *dtypes, *flags)
+        known = self._programs.get(key)
+        if known is None:
+            wants = [grad and t.requires_grad for t in (x, *tensors)]
+            known = self._programs[key] = (self._build(mode, x, tensors, wants), True in wants)
+        return known
 
     def _build(self, mode: Mode, x: Tensor, tensors: list[Tensor], wants: list[bool]) -> Program:
         late = [name for name in self.active if self._leaves(name).waiting]
