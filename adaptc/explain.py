@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import sympy
-from rich.console import Console, Group
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
 from adaptc.codegen.native import block_step, draws_natively
 from adaptc.codegen.types import Types, has_rows, wide
+from adaptc.console import rendered
+from adaptc.equation import Equation
 from adaptc.errors import PlanError
 from adaptc.ir.build import count
 from adaptc.ir.cost import cost
@@ -22,7 +24,7 @@ from adaptc.ir.expr import Expr, postorder
 from adaptc.ir.prims import Broadcast, Contract, Draw, Leaf, Scale
 from adaptc.ir.printer import brief
 from adaptc.ir.sympy_bridge import to_sympy
-from adaptc.method import CONCRETE, Adapter, Equation, Method, symbolic, symbols
+from adaptc.method import CONCRETE, Adapter, Method, symbolic, symbols
 from adaptc.plan.plan import Plan, depends_on_tokens, is_view, total
 from adaptc.plan.search import candidates, plan
 from adaptc.runtime.program import kernels, task_of
@@ -63,10 +65,7 @@ class Report:
         return f"{left} = {sympy.latex(self.to_sympy())}"
 
     def __str__(self) -> str:
-        console = Console(width=118, highlight=False)
-        with console.capture() as capture:
-            console.print(self)
-        return capture.get()
+        return rendered(self)
 
     def __rich__(self) -> Group:
         f = self.facts

@@ -7,6 +7,7 @@ from typing import Any
 
 import sympy
 
+from adaptc.equation import GivenSpec, LeafSpec
 from adaptc.errors import EquationError, LeafError, ShapeError, user_location
 from adaptc.initial import as_init
 from adaptc.ir import algebra, build
@@ -15,7 +16,7 @@ from adaptc.ir.expr import Expr
 from adaptc.ir.matrix import ATTACH, RANDOM, Dropout, Factor, Initial, Noise
 from adaptc.ir.prims import Leaf, TopK
 from adaptc.ir.rules import simplify
-from adaptc.method import RESERVED, GivenSpec, LeafSpec, Trace, current_trace
+from adaptc.method import RESERVED, Trace, current_trace
 
 CHANGING = ("param", "token", "output", "given")
 DTYPES = ("float32", "float64", "bfloat16", "float16", "int32", "int64")

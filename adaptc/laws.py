@@ -7,14 +7,14 @@ import io
 import itertools
 import pickle
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from adaptc.case import ROOM, Case, close, compare_gradients, gradients_of, move, need, oracle
+from adaptc.equation import STAND_IN
 from adaptc.errors import AdaptcError, LawError, MergeError, ShapeError
 from adaptc.explain import kept as kept_report
 from adaptc.ir import dims
@@ -27,9 +27,7 @@ from adaptc.ir.matrix import MatMul, Transpose
 from adaptc.ir.operator import AbstractOperator
 from adaptc.ir.prims import Add, Contract, Leaf, Scale
 from adaptc.ir.printer import brief
-from adaptc.method import STAND_IN, Adapter, GivenSpec
-from adaptc.nn import linear as paths
-from adaptc.nn.calibrate import calibrate
+from adaptc.method import Adapter
 from adaptc.nn.call import fresh_seed
 from adaptc.nn.files import load, save
 from adaptc.nn.inject import inject
@@ -43,158 +41,6 @@ from adaptc.runtime.program import assemble, build, task_of
 from adaptc.runtime.random import bernoulli
 from adaptc.runtime.reference import Evaluator
 from adaptc.runtime.stack import needs
-
-PLANS = 64
-ROOM = 2**24  # entries: a candidate plan with a larger value is not run
-EXACT = 1e-9  # relative, in float64: far above rounding, far below a wrong term
-
-
-@dataclass
-class Case:
-    """One adapter at one size, with its trained leaves moved away from their initial values."""
-
-    adapter: Adapter
-    n: int
-    k: int
-    m: int = 5
-    plans: int = PLANS
-    seed: int = 0
-    layer: AdaptedLinear = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.layer = self.make()
-
-    def base(self, dtype: torch.dtype = torch.float64, bias: bool = True) -> nn.Linear:
-        """A plain layer with known weights."""
-        torch.manual_seed(self.seed)
-        return nn.Linear(self.k, self.n, bias=bias, dtype=dtype).requires_grad_(False)
-
-    def measured(self, base: nn.Module) -> nn.Module:
-        """The base layer, with the statistics that the equation asks for."""
-        equation = self.adapter.trace(self.n, self.k)
-        batches = [self.x(self.k + 3, dtype=next(base.parameters()).dtype)]
-        for g in equation.given:
-            if g.at == "attach" and g.default is None:
-                calibrate(nn.Sequential(base), batches, g.name, loss=lambda y, x: y.square().mean())
-        return base
-
-    def make(self, dtype: torch.dtype = torch.float64, moved: bool = True, dropout: float = 0.0) -> AdaptedLinear:
-        """The adapted layer."""
-        layer = AdaptedLinear(self.measured(self.base(dtype)), self.adapter, dropout=dropout, layer=STAND_IN)
-        if moved:
-            move(layer, self.seed)
-        return layer
-
-    def model(self) -> nn.Sequential:
-        """A model of one adapted layer."""
-        model = nn.Sequential(self.measured(self.base()))
-        inject(model, self.adapter, ["0"])
-        move(model, self.seed)
-        return model
-
-    def call(self, module: nn.Module, x: Tensor) -> Tensor:
-        """module(x), with the same random numbers every time and values for what the equations are given."""
-        for layer in module.modules():
-            if isinstance(layer, AdaptedLinear):
-                layer.given = {g.name: self.sample(g, x) for g in layer.stack().given}
-        torch.manual_seed(self.seed + 3)
-        y: Tensor = module(x)
-        return y
-
-    def sample(self, g: GivenSpec, x: Tensor) -> Tensor:
-        """A value for what a call is given: whole numbers are 0, which every index may be."""
-        size = [x.shape[:-1].numel() if d == TOKENS else int(d) for d in g.leaf.dims]
-        if g.leaf.kind == "integer":
-            return torch.zeros(size, dtype=torch.int64)
-        if g.default is not None:  # the merged weight has it
-            return torch.full(size, g.default, dtype=x.dtype)
-        generator = torch.Generator().manual_seed(self.seed + 4)
-        return torch.randn(size, generator=generator, dtype=torch.float64).to(x.dtype)
-
-    def tensors(self, layer: AdaptedLinear, x: Tensor) -> list[Tensor]:
-        """A program's arguments after x, in a call as `call` makes it."""
-        composed = layer.stack(layer.training)
-        found = layer.tensors() + [self.sample(g, x) for g in composed.given]
-        torch.manual_seed(self.seed + 3)
-        return found + ([fresh_seed(x.device)] if composed.seeded else [])
-
-    def x(self, *lead: int, dtype: torch.dtype = torch.float64) -> Tensor:
-        """Tokens."""
-        generator = torch.Generator().manual_seed(self.seed + 1)
-        return torch.randn(*(lead or (self.m,)), self.k, generator=generator, dtype=torch.float64).to(dtype)
-
-    def __str__(self) -> str:
-        return f"{self.adapter} at n = {self.n}, k = {self.k}, m = {self.m}"
-
-
-def move(layer: nn.Module, seed: int) -> None:
-    """Add noise to every trained leaf, so that no law is tested at the identity alone."""
-    generator = torch.Generator().manual_seed(seed + 2)
-    with torch.no_grad():
-        for p in layer.parameters():
-            if p.requires_grad:
-                p.add_(0.2 * torch.randn(p.shape, generator=generator).to(p.device, p.dtype))
-
-
-def need(law: str, holds: bool, message: Callable[[], str]) -> None:
-    """Raise LawError unless the law holds."""
-    if not holds:
-        raise LawError(law, message())
-
-
-def close(law: str, got: Tensor, want: Tensor, what: str, floor: float = 0.0) -> None:
-    """Relative agreement in the Frobenius norm; floor: the size below which a value counts as zero."""
-    need(
-        law,
-        got.shape == want.shape,
-        lambda: f"{what} has shape {tuple(got.shape)}, wanted {tuple(want.shape)}",
-    )
-    if not want.numel():
-        return
-    error = (got - want).detach().to(torch.float64).abs()
-    scale = max(float(want.detach().to(torch.float64).norm()), floor, 1e-30)
-
-    def message() -> str:
-        at = tuple(int(i) for i in torch.unravel_index(error.nan_to_num(nan=float("inf")).argmax(), error.shape))
-        return (
-            f"{what} is off by {float(error.norm()) / scale:.3g} relative; at {at} it is {got[at].item():.6g}, "
-            f"should be {want[at].item():.6g}"
-        )
-
-    need(law, float(error.norm()) <= EXACT * scale, message)
-
-
-def oracle(case: Case, layer: AdaptedLinear, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """y by the dense definition, and the tensors it was computed from, in the order of the program's arguments."""
-    composed = layer.stack(layer.training)
-    values = [x, *case.tensors(layer, x)]
-    evaluate = Evaluator(dict(zip(composed.arguments, values, strict=True)), torch.float64, rows=x.shape[0])
-    return evaluate(composed.output), values
-
-
-def _compare(
-    law: str,
-    got: Sequence[Tensor],
-    want: Sequence[Tensor],
-    wrt: Sequence[Tensor],
-    size: Tensor,
-    what: str,
-) -> None:
-    """Gradients agree; one that vanishes is measured against a thousandth of |gy| |y| / |leaf|."""
-    for g, w, t in zip(got, want, wrt, strict=True):
-        close(
-            law,
-            g,
-            w,
-            what.format(tuple(t.shape)),
-            1e-3 * float(size / t.detach().norm().clamp(min=1e-30)),
-        )
-
-
-def _gradients(y: Tensor, wrt: Sequence[Tensor], gy: Tensor) -> list[Tensor]:
-    found = torch.autograd.grad(y, wrt, gy, allow_unused=True)
-    return [torch.zeros_like(t) if g is None else g for g, t in zip(found, wrt, strict=True)]
-
 
 # ------------------------------------------------------------------------------------------------ the laws
 
@@ -266,11 +112,11 @@ def gradients(case: Case) -> None:
     want_y, tensors = oracle(case, layer, x)
     wrt = [t for t in tensors if t.requires_grad]
     names = [a.name for a, t in zip(layer.stack(True).arguments, tensors, strict=True) if t.requires_grad]
-    got = _gradients(case.call(layer, x), wrt, gy)
+    got = gradients_of(case.call(layer, x), wrt, gy)
     size = (gy.norm() * want_y.norm()).detach()
-    want = _gradients(want_y, wrt, gy)
+    want = gradients_of(want_y, wrt, gy)
     for name, g, w, t in zip(names, got, want, wrt, strict=True):
-        _compare("gradients", [g], [w], [t], size, f"the gradient of {name} {{}}")
+        compare_gradients("gradients", [g], [w], [t], size, f"the gradient of {name} {{}}")
 
 
 def plans(case: Case) -> None:
@@ -285,7 +131,7 @@ def plans(case: Case) -> None:
     gy = torch.randn(case.m, case.n, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
     want_y, values = oracle(case, layer, x)
     wrt = [t for t in values if t.requires_grad]
-    want = _gradients(want_y, wrt, gy)
+    want = gradients_of(want_y, wrt, gy)
     for p in itertools.islice(candidates(task_of(composed, wants, "cpu")), case.plans):
         if _largest(p, case.m) > ROOM:
             continue
@@ -294,7 +140,7 @@ def plans(case: Case) -> None:
         form = "; ".join(f"{brief(c.where, 40)}: {c.chosen}" for c in p.choices)
         close("plans", y, want_y, f"y under the plan [{form}]")
         what = "a gradient {} under the plan [" + form.replace("{", "").replace("}", "") + "]"
-        _compare("plans", _gradients(y, wrt, gy), want, wrt, (gy.norm() * want_y.norm()).detach(), what)
+        compare_gradients("plans", gradients_of(y, wrt, gy), want, wrt, (gy.norm() * want_y.norm()).detach(), what)
 
 
 def _largest(chosen: Plan, m: int) -> int:
@@ -506,7 +352,7 @@ def inputs(case: Case) -> None:
     other = strided.detach().clone(memory_format=torch.contiguous_format).requires_grad_()
     gy = torch.randn(case.n, *strided.shape[:-1], dtype=torch.float64).movedim(0, -1)
     close("inputs", case.call(layer, strided), case.call(layer, other), "y for a non-contiguous x")
-    got, want = (_gradients(case.call(layer, t), [t], gy)[0] for t in (strided, other))
+    got, want = (gradients_of(case.call(layer, t), [t], gy)[0] for t in (strided, other))
     close("inputs", got, want, "the gradient of a non-contiguous x")
 
 
@@ -557,7 +403,9 @@ def dropout(case: Case) -> None:
     wrt = [t for t in (x, *layer.tensors()) if t.requires_grad]
     gy = torch.randn(case.m, case.n, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
     size = (gy.norm() * want.norm()).detach()
-    _compare("dropout", _gradients(y, wrt, gy), _gradients(want, wrt, gy), wrt, size, "a gradient {} under dropout")
+    compare_gradients(
+        "dropout", gradients_of(y, wrt, gy), gradients_of(want, wrt, gy), wrt, size, "a gradient {} under dropout"
+    )
 
 
 LAWS: dict[str, Callable[[Case], None]] = {
@@ -579,14 +427,3 @@ LAWS: dict[str, Callable[[Case], None]] = {
 """The contract, in the order in which it is checked: what the others rest on comes first."""
 WITHOUT_CALLS = ("operators", "plans")
 """Laws that do not call the layer: they are the same through the registered operators."""
-
-
-@contextmanager
-def through(route: str) -> Iterator[None]:
-    """Calls of layers on plain tensors by one way: "plain", or "op", the registered operators."""
-    before = paths.route
-    paths.route = route
-    try:
-        yield
-    finally:
-        paths.route = before

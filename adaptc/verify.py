@@ -8,17 +8,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
+from adaptc.case import PLANS, ROOM, Case, through
+from adaptc.console import rendered
+from adaptc.equation import Equation
 from adaptc.errors import AdaptcError, LawError, PlanError, ShapeError
 from adaptc.ir.cost import entries
 from adaptc.ir.dims import TOKENS, show, value
 from adaptc.ir.expr import postorder
 from adaptc.ir.operator import AbstractOperator
 from adaptc.ir.printer import brief
-from adaptc.laws import LAWS, PLANS, ROOM, WITHOUT_CALLS, Case, through
-from adaptc.method import Adapter, Equation, Method
+from adaptc.laws import LAWS, WITHOUT_CALLS
+from adaptc.method import Adapter, Method
 from adaptc.nn import linear as paths
 from adaptc.runtime.attach import Wholes, attach
 
@@ -52,10 +54,7 @@ class Verdict:
         }
 
     def __str__(self) -> str:
-        console = Console(width=100, highlight=False)
-        with console.capture() as capture:
-            console.print(self)
-        return capture.get()
+        return rendered(self, width=100)
 
     def __rich__(self) -> Table:
         where = ", ".join(f"{n} x {k}" for n, k in self.sizes)

@@ -3,11 +3,12 @@
 import pytest
 
 import adaptc as ac
+from adaptc.case import Case
 from adaptc.errors import LawError
 from adaptc.ir.build import scale
 from adaptc.ir.expr import postorder
 from adaptc.ir.operator import AbstractOperator
-from adaptc.laws import LAWS, Case
+from adaptc.laws import LAWS
 from adaptc.methods import catalogue
 from adaptc.verify import accepted
 

@@ -9,19 +9,19 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = (
-    {"errors", "env"},
+    {"errors", "env", "console"},
     {"ir"},
-    {"initial", "method", "language"},
+    {"initial", "equation", "method", "language"},
     {"plan"},
     {"codegen"},
     {"runtime"},
     {"nn"},
     {"interop", "tune", "explain"},
-    {"laws", "verify"},
+    {"case", "laws", "verify"},
     {"cli", "__main__"},
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
-PURE = {"ir", "language", "method", "initial", "errors", "plan", "codegen"}
+PURE = {"ir", "language", "equation", "method", "initial", "errors", "plan", "codegen"}
 PACKAGE = ROOT / "adaptc"
 FILES = sorted({*PACKAGE.rglob("*.py"), *(PACKAGE / "ir").rglob("*.py")})  # ir is a link, which rglob may not follow
 SOURCES = {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p for p in FILES}

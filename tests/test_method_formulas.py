@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import adaptc as ac
-from adaptc.laws import move
+from adaptc.case import move
 from adaptc.methods import catalogue
 
 SHAPES = [(24, 16), (12, 48)]

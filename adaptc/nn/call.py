@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adaptc.equation import GivenSpec
 from adaptc.errors import DtypeError, LeafError, ShapeError
 from adaptc.ir.dims import TOKENS, show
-from adaptc.method import GivenSpec
 
 LOWEST, HIGHEST = -(2**63), 2**63 - 1
 

@@ -19,11 +19,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from adaptc.equation import Equation, Layer, LeafSpec
 from adaptc.errors import AdaptcError, InjectError, LoadError
 from adaptc.initial import Init
 from adaptc.ir.prims import Leaf
 from adaptc.ir.printer import listing
-from adaptc.method import METHODS, Adapter, Equation, Layer, LeafSpec
+from adaptc.method import METHODS, Adapter
 from adaptc.nn.base import operand, require_linear, sizes
 from adaptc.nn.description import FORMAT, AdapterEntry, Description, LayerEntry, parse
 from adaptc.nn.inject import Additions, adapted_layers, commit

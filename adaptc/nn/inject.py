@@ -9,8 +9,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import nn
 
+from adaptc.equation import Layer
 from adaptc.errors import InjectError
-from adaptc.method import Adapter, Layer, Method
+from adaptc.method import Adapter, Method
 from adaptc.nn.base import (
     STATISTICS,
     acts_as_linear,

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adaptc.method import Adapter, Equation
+from adaptc.equation import Equation
+from adaptc.method import Adapter
 from adaptc.runtime.attach import Wholes, all_leaves, cut, from_weight
 
 UNKNOWN = (math.nan, math.nan)  # unlike every other print

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adaptc.env import options
+from adaptc.equation import Equation, Layer
 from adaptc.errors import DtypeError, InjectError, MergeError, ShapeError, UnsupportedError
-from adaptc.method import Adapter, Equation, Layer, Method
+from adaptc.method import Adapter, Method
 from adaptc.nn.base import STATISTICS, as_adapter, is_transposed, require_dropout, require_linear, require_name
 from adaptc.nn.call import Ask, fresh_seed, given_tensors
 from adaptc.nn.leaves import Leaves, Originals, is_plain

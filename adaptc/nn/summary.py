@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from adaptc.console import rendered
 from adaptc.nn.inject import adapted_layers, adapter_parameters
 from adaptc.nn.linear import AdaptedLinear
 
@@ -33,10 +33,7 @@ class Summary:
         }
 
     def __str__(self) -> str:
-        console = Console(width=118, highlight=False)
-        with console.capture() as capture:
-            console.print(self)
-        return capture.get()
+        return rendered(self)
 
     def __rich__(self) -> Table:
         title = f"{len(self.rows)} adapted layers, {self.trainable:,} of {self.parameters:,} parameters trained"

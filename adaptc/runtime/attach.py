@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adaptc.equation import Equation, LeafSpec
 from adaptc.errors import LeafError
 from adaptc.initial import Init
 from adaptc.ir.dims import Shape, show
 from adaptc.ir.expr import Expr, postorder
 from adaptc.ir.prims import Leaf
-from adaptc.method import Equation, LeafSpec, W_leaf
+from adaptc.method import W_leaf
 from adaptc.runtime.reference import Evaluator
 
 Generator = torch.Generator | None

@@ -10,6 +10,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any
 
+from adaptc.equation import Equation, GivenSpec
 from adaptc.errors import EquationError
 from adaptc.ir.algebra import linear
 from adaptc.ir.build import add, is_zero, ones, refold, scale, zeros
@@ -18,7 +19,7 @@ from adaptc.ir.expr import Expr, postorder, substitute
 from adaptc.ir.prims import Leaf
 from adaptc.ir.random import SEED, STREAMS, drop, is_random, settle
 from adaptc.ir.rules import simplify
-from adaptc.method import Equation, GivenSpec, W_leaf, bias_leaf, x_leaf, y_leaf
+from adaptc.method import W_leaf, bias_leaf, x_leaf, y_leaf
 from adaptc.runtime.attach import all_leaves
 
 Part = tuple[Equation, float]

@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import adaptc as ac
+from adaptc.equation import Layer
 from adaptc.errors import AdaptcError, EquationError, HyperparameterError, LoadError
-from adaptc.method import Layer
 
 D, LAYERS = 8, 4
 

@@ -9,8 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import adaptc as ac
+from adaptc.case import Case, move, through
 from adaptc.errors import UnsupportedError
-from adaptc.laws import Case, move, through
 from adaptc.methods import boft, catalogue, dora, fourierft, hra, lokr, lora, lora_mixture
 from adaptc.runtime import ops
 from adaptc.verify import accepted

@@ -4,7 +4,8 @@ import itertools
 
 import pytest
 
-from adaptc.laws import Case, pair
+from adaptc.case import Case
+from adaptc.laws import pair
 from adaptc.methods import boft, dora, fourierft, hra, ia3, loha, lokr, oft, road, vera
 
 TEN = {
