@@ -13,7 +13,7 @@ from adaptc.ir.prims import Draw, Leaf
 
 SEED = Leaf("seed", (), "seed", "integer")
 """One whole number a call: every random value of a layer comes from it."""
-STREAMS = 256  # of one adapter
+STREAMS = 2**16  # of one adapter
 
 
 def is_random(*roots: Expr) -> bool:

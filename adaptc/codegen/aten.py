@@ -77,7 +77,7 @@ def emit(
     for e in order:
         writer.visit(e)
     values = [writer.cast(e, dtype) for e, dtype in results]
-    values[1:] = [writer.alone(e, value) for (e, _), value in zip(results[1:], values[1:], strict=True)]
+    values = writer.apart([e for e, _ in results], values)
     body = _live(writer.lines, values)
     lines = [f"def {name}(tables, {', '.join(n for n, _ in arguments)}):", f'    """{head}"""']
     if any("rows" in _WORD.findall(line.partition("  #")[0]) for line in body):
@@ -114,6 +114,8 @@ class _Writer:
         self.types, self.kernels = types, kernels
         self.lines: list[str] = []
         self.tables: list[Tabulated] = []
+        self.places: dict[str, str] = {}
+        self.given = frozenset(names.values())
         self.casts: dict[tuple[Expr, str], str] = {}
         self.fresh: set[Expr] = set()
         order = reach(results, list(names))
@@ -136,6 +138,15 @@ class _Writer:
         if fresh:
             self.fresh.add(e)
         self.lines.append(f"{self.names[e]} = {text}  # {show(e.dims)} {brief(e, 50)}")
+
+    def let_view(self, e: Expr, text: str, of: str) -> None:
+        """Assign a value that may lie where another does."""
+        self.let(e, text)
+        self.places[self.names[e]] = self.place(of)
+
+    def place(self, name: str) -> str:
+        """The name of the value in whose memory a value may lie."""
+        return self.places.get(name, name)
 
     def alias(self, e: Expr, of: Expr) -> None:
         """A node whose value is another's."""
@@ -160,9 +171,18 @@ class _Writer:
             self.lines.append(f"{name} = {text}.to(torch.{dtype})")
         return self.casts[e, dtype]
 
-    def alone(self, e: Expr, value: str) -> str:
-        """A result that stays alive on its own: a slice would hold all that it was cut from."""
-        return f"{value}.clone()" if isinstance(e, Take) and slices(e.index, e.size) is not None else value
+    def apart(self, results: Sequence[Expr], values: Sequence[str]) -> list[str]:
+        """Results that stay alive on their own: no two in one place, none in an argument's, and no slices, which would
+        hold all that they were cut from."""
+        taken: set[str] = set()
+        found: list[str] = []
+        for e, value in zip(results, values, strict=True):
+            root = self.place(value)
+            cut = isinstance(e, Take) and slices(e.index, e.size) is not None and bool(found)
+            mine = root in taken or root in self.given or cut
+            found.append(f"{value}.clone()" if mine else value)
+            taken.add(root)
+        return found
 
     def dimension(self, d: Dim) -> str:
         """A size in the text: a number, or an expression of the number of rows."""
@@ -223,6 +243,8 @@ class _Writer:
         text, own = self._start(others, products, dtype)
         self.let(e, text, fresh=True)
         name = self.names[e]
+        if own or not (others or products):  # else the first term makes a new tensor
+            self.places[name] = self.place(text)
         for c, t in others:
             value = f"{self.cast(t, dtype)}{_alpha(c)}"
             self.lines.append(f"{name}.add_({value})" if own else f"{name} = torch.add({name}, {value})")
@@ -288,7 +310,7 @@ class _Writer:
         if len(e.operands) == 1:
             (letters,), out = e.terms
             order = ", ".join(str(letters.index(c)) for c in out)
-            self.let(e, f"{self.names[e.operands[0]]}.permute({order})")
+            self.let_view(e, f"{self.names[e.operands[0]]}.permute({order})", self.names[e.operands[0]])
             return
         step = block_step(e, self.types, self.kernels)
         if step is not None:
@@ -310,7 +332,8 @@ class _Writer:
         if e.x in self.deferred:
             self.let(e, self._times(float(e.factor), e.x, dtype), fresh=True)
         elif e.x in self.fresh and self.uses[e.x] == 1 and self.types[e.x] == dtype:
-            self.let(e, f"{self.names[e.x]}.mul_({e.factor!r})", fresh=True)
+            self.let_view(e, f"{self.names[e.x]}.mul_({e.factor!r})", self.names[e.x])
+            self.fresh.add(e)
         else:
             self.let(e, f"{self.cast(e.x, dtype)} * {e.factor!r}", fresh=True)
 
@@ -352,7 +375,7 @@ class _Writer:
 
     def broadcast(self, e: Broadcast) -> None:
         """A view with repeated entries."""
-        self.let(e, self._repeated(e, self.names[e.x]))
+        self.let_view(e, self._repeated(e, self.names[e.x]), self.names[e.x])
 
     def _repeated(self, e: Broadcast, name: str) -> str:
         ones = ", ".join(self.dimension(d) if j in e.axes else "1" for j, d in enumerate(e.size))
@@ -360,13 +383,13 @@ class _Writer:
 
     def reshape(self, e: Reshape) -> None:
         """A view, or a copy where the strides ask for one."""
-        self.let(e, f"{self.names[e.x]}.reshape({self.shape(e.size) or '()'})")
+        self.let_view(e, f"{self.names[e.x]}.reshape({self.shape(e.size) or '()'})", self.names[e.x])
 
     def take(self, e: Take) -> None:
         """Gather: a slice, or one index_select over the flattened axes."""
         x, cut = self.names[e.x], slices(e.index, e.size)
         if cut is not None:
-            self.let(e, f"{x}{cut}")
+            self.let_view(e, f"{x}{cut}", x)
             return
         skip = prefix(e.index, e.x.dims, e.size)
         at = flat_index(

@@ -34,6 +34,24 @@ def acts_as_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) or is_transposed(module)
 
 
+def require_call(module: nn.Module) -> None:
+    """Keep nn.TransformerEncoderLayer from reading the weight in eval instead of calling the layer: it does not where a
+    part has a hook."""
+    if _only_calls not in module._forward_pre_hooks.values():
+        module.register_forward_pre_hook(_only_calls)
+
+
+def allow_reading(module: nn.Module) -> None:
+    """Take that back."""
+    for key, hook in list(module._forward_pre_hooks.items()):
+        if hook is _only_calls:
+            del module._forward_pre_hooks[key]
+
+
+def _only_calls(module: nn.Module, args: Any) -> None:
+    return None
+
+
 def require_name(name: str) -> None:
     """Refuse a name that cannot stand in a state-dict key."""
     if not name.isidentifier() or hasattr(nn.ModuleDict, name):

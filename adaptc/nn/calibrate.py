@@ -28,9 +28,10 @@ def calibrate(
 
     of: "second_moment", (k, k), the mean of x x^T over all tokens, or "gradient", (n, k), the mean over batches of the
     loss's gradient for W; either may carry a tag of your own, as in "second_moment.safety". batches: each a mapping
-    (`model(**batch)`), a tuple or list (`model(*batch)`), or one argument. loss: (output, batch) -> scalar; by default
-    the output's `loss`, or a scalar output itself. Sums are in float32 or wider. The model is left as it was; what was
-    measured is forgotten with it. Raises: LeafError for an unknown statistic or no batch; InjectError for no layer.
+    (`model(**batch)`), a tuple or list (`model(*batch)`), or one argument. loss: (output, batch) -> scalar; by
+    default the output's `loss`, or a scalar output itself. The model runs in eval mode; sums are in float32 or wider.
+    It is left as it was; what was measured is forgotten with it.
+    Raises: LeafError for an unknown statistic or no batch; InjectError for no layer.
     """
     kind = of.partition(".")[0]
     if kind not in KINDS:
@@ -41,7 +42,9 @@ def calibrate(
         raise LeafError(f"no layer matches {target_modules!r}: there is nothing to measure")
     modules = {id(m): m for m in found.values()}
     measure = _gradients if kind == "gradient" else _second_moments
-    for key, value in measure(model, modules, list(batches), loss).items():
+    with _in_eval(model):
+        measured = measure(model, modules, list(batches), loss)
+    for key, value in measured.items():
         STATISTICS.setdefault(layers[key], {})[of] = value
     return model
 
@@ -88,6 +91,18 @@ def _second_moments(
         for handle in handles:
             handle.remove()
     return {key: total / max(counts[key], 1) for key, total in sums.items()}
+
+
+@contextmanager
+def _in_eval(model: nn.Module) -> Any:
+    """No dropout, no running statistics, and every module's mode as it was afterwards."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 @contextmanager

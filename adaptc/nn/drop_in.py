@@ -37,3 +37,4 @@ class Linear(AdaptedLinear, nn.Linear):  # type: ignore[misc, override]
         self.__dict__["base"].reset_parameters()
         for name in self.adapters:
             self._leaves(name).renew(self.renewed(name, Wholes(), everything=True))
+        self.active = self._active

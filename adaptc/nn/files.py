@@ -64,6 +64,8 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
         entry |= {"active": list(layer.active), "dropout": dict(layer.dropouts), "equations": {}}
         for name in layer.adapters:
             leaves = layer._leaves(name)
+            if leaves.waiting:
+                raise LoadError(f"the leaves of '{name}' on '{where}' have no values yet: load the base weights first")
             adapter, equation = leaves.adapter, leaves.equation
             meant = {"method": adapter.name, "module": adapter.method.module, "hyper": dict(adapter.hyper)}
             if adapters.setdefault(name, meant) != meant:

@@ -17,12 +17,13 @@ from adaptc.nn.base import (
     acts_as_linear,
     as_adapter,
     operand,
+    require_call,
     require_dropout,
     require_linear,
     require_name,
     sizes,
 )
-from adaptc.nn.leaves import Holder, Leaves
+from adaptc.nn.leaves import Leaves, Moved
 from adaptc.nn.linear import AdaptedLinear, shared_once
 from adaptc.runtime.attach import Wholes, attach
 from adaptc.runtime.stack import stack
@@ -162,12 +163,11 @@ def _attach(adapter: Adapter, name: str, found: dict[str, nn.Module], rate: floa
 
 def tie(leaves: Sequence[Leaves]) -> None:
     """Let the shared leaves of one adapter stay one tensor."""
-    holders: dict[int, Holder] = {}
+    moved: dict[int, Moved] = {}
     for one in leaves:
         for spec in one.equation.leaves:
             if spec.shared:
-                value = one[spec.name]
-                one.share(spec.name, holders.setdefault(id(value), Holder(value)))
+                one.share(spec.name, moved.setdefault(id(one[spec.name]), Moved()))
 
 
 def commit(
@@ -187,7 +187,10 @@ def commit(
             layer.train(module.training)
             wrapped[id(module)] = layer
         parent, _, last = path.rpartition(".")
-        setattr(model.get_submodule(parent), last, wrapped[id(module)])
+        holder = model.get_submodule(parent)
+        if isinstance(holder, nn.TransformerEncoderLayer):
+            require_call(wrapped[id(module)])
+        setattr(holder, last, wrapped[id(module)])
     tie([leaves for _, additions in plan.values() for _, leaves, _ in additions])
     ours = {id(p) for p in adapter_parameters(model)}
     for p in model.parameters():

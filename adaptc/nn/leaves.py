@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +17,31 @@ from adaptc.runtime.attach import Wholes, all_leaves, cut, from_weight
 UNKNOWN = (math.nan, math.nan)  # unlike every other print
 
 
-@dataclass
-class Holder:
-    """A tensor that several layers hold."""
+class Moved:
+    """Where a leaf that several layers hold went when the model was last moved or cast: the first layer says, the
+    others follow."""
 
-    tensor: Tensor
+    def __init__(self) -> None:
+        self.old: Callable[[], Any] = _nothing
+        self.new: Callable[[], Any] = _nothing
+
+    def follow(self, old: Tensor, new: Tensor) -> Tensor:
+        """The tensor that stands for `old` now."""
+        if self.old() is old and self.new() is not None:
+            found: Tensor = self.new()
+            return found
+        self.old, self.new = ref(old), ref(new)
+        return new
+
+    def __reduce__(self) -> Any:
+        return Moved, ()  # for the copy, nothing has moved yet
+
+
+def _nothing() -> None:
+    return None
+
+
+OWN = ("adapter", "equation", "group", "derived", "waiting", "ahead", "training")
 
 
 class Source:
@@ -59,7 +79,8 @@ class Leaves(nn.Module):
         self.adapter, self.equation = adapter, equation
         self.group = Wholes() if group is None else group
         self.group.grow(equation)
-        self._shared: dict[str, Holder] = {}
+        self._shared: dict[str, Moved] = {}
+        self._unnamed = False  # does the state dict that is being loaded hold no leaf of this layer?
         trained = {s.name for s in equation.leaves if s.trainable}
         stored = {s.name for s in equation.leaves if s.store} | {leaf.name for leaf, _ in equation.attach}
         self._dims = [(leaf.name, leaf.dims) for leaf in all_leaves(equation)]
@@ -112,26 +133,33 @@ class Leaves(nn.Module):
         self._start = self._prints()
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
-        """The state of a layer without adapters fits, also under strict=True."""
-        if not is_plain(state_dict):
+        """The state of a layer without adapters fits, also under strict=True; the layer says so before."""
+        if not self._unnamed:
             super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        self._unnamed = False
 
-    def share(self, name: str, holder: Holder) -> None:
+    def share(self, name: str, moved: Moved) -> None:
         """Let a leaf be one tensor with other layers', also after the model is moved or cast."""
-        self._shared[name] = holder
+        self._shared[name] = moved
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """A tensor for a leaf goes where the leaf is, whatever its name."""
+        for held in (self.__dict__.get("_parameters", {}), self.__dict__.get("_buffers", {})):
+            if name in held and isinstance(value, Tensor):
+                held[name] = value
+                return
+        if name in OWN and not isinstance(value, Tensor):
+            self.__dict__[name] = value  # a leaf may have the same name
+            return
+        super().__setattr__(name, value)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Leaves:
         before = {name: self[name] for name in self._shared}
         untouched = not self.trained()
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, holder in self._shared.items():
-            old, new = before[name], self[name]
-            if holder.tensor is old or (holder.tensor.dtype, holder.tensor.device) != (new.dtype, new.device):
-                holder.tensor = new
-            if name in self._parameters:
-                self._parameters[name] = holder.tensor  # type: ignore[assignment]
-            else:
-                self._buffers[name] = holder.tensor
+        for name, moved in self._shared.items():
+            if self[name] is not before[name]:
+                setattr(self, name, moved.follow(before[name], self[name]))
         if self._on_meta():
             self.waiting = True
             self.group.forget()
@@ -176,11 +204,6 @@ class Leaves(nn.Module):
 
     def extra_repr(self) -> str:
         return repr(self.adapter)
-
-
-def is_plain(state_dict: Mapping[str, Any]) -> bool:
-    """Is this the state of a layer, or a model, without adapters?"""
-    return not any(key.startswith("adapters.") or ".adapters." in key for key in state_dict)
 
 
 class Originals(nn.Module):

@@ -16,12 +16,12 @@ from adaptc.errors import DtypeError, InjectError, MergeError, ShapeError, Unsup
 from adaptc.method import Adapter, Method
 from adaptc.nn.base import STATISTICS, as_adapter, is_transposed, require_dropout, require_linear, require_name
 from adaptc.nn.call import Ask, fresh_seed, given_tensors
-from adaptc.nn.leaves import Leaves, Originals, is_plain
+from adaptc.nn.leaves import Leaves, Originals
 from adaptc.plan.plan import NOMINAL, Plan
 from adaptc.plan.search import plan
 from adaptc.runtime import ops
 from adaptc.runtime.attach import Wholes, attach
-from adaptc.runtime.program import Program, build, planned_as, run, task_of, weight_program
+from adaptc.runtime.program import Program, build, kind_of, planned_as, run, task_of, weight_program
 from adaptc.runtime.reference import Evaluator
 from adaptc.runtime.stack import Part, Stack, needs, stack
 from adaptc.runtime.transformed import Transformed
@@ -132,16 +132,22 @@ class AdaptedLinear(nn.Module):
         parts = tuple(self._part(a) for a in names)
         modes = {training: self._mode(parts, training) for training in (False, True)}
         self._modes, self._active = modes, tuple(names)
-        self._width, self._has_bias = self.in_features, self._parameters.get("bias") is not None
+        self._width, self._has_bias = self.in_features, self._base_has_bias()
+        self._late = [a for a in names if self._leaves(a).waiting]
         self._sources = [source for a in names for source in self._leaves(a).sources()]
         self._programs: dict[Any, tuple[Program, bool]] = {}
+
+    def _base_has_bias(self) -> bool:
+        """Does the base have a bias of its own? A merge may have added one."""
+        if "originals" in self._modules:
+            return self._originals().had_bias
+        return self._parameters.get("bias") is not None
 
     def _part(self, name: str) -> Part:
         return self._leaves(name).equation, self.dropouts.get(name, 0.0)
 
     def _mode(self, parts: tuple[Part, ...], training: bool) -> Mode:
-        has_bias = self._parameters.get("bias") is not None
-        composed = stack(parts, self.out_features, self.in_features, has_bias, training)
+        composed = stack(parts, self.out_features, self.in_features, self._base_has_bias(), training)
         return Mode(composed, ops.register(composed), composed.seeded, tuple(map(Ask.of, composed.given)))
 
     def add(self, name: str, leaves: Leaves, dropout: float = 0.0) -> None:
@@ -228,6 +234,8 @@ class AdaptedLinear(nn.Module):
         raise ShapeError(f"x has rows of {x.shape[-1]}, the layer takes {self.in_features}")
 
     def _adapted(self, x: Tensor, given: Mapping[str, Any]) -> Tensor:
+        if self._late and not x.is_meta:
+            self._need_weights()
         tensors = self.tensors()
         mode = self._modes[self.training]
         if mode.asks or given:
@@ -248,22 +256,27 @@ class AdaptedLinear(nn.Module):
         """What this kind of call runs, and whether anything wants a gradient."""
         grad = torch.is_grad_enabled()
         dtypes, flags = [t.dtype for t in tensors], [t.requires_grad for t in tensors]
-        key = (mode.name, grad, x.device, x.dtype, x.requires_grad, *dtypes, *flags)
+        kind = kind_of(x)
+        key = (mode.name, grad, kind, x.dtype, x.requires_grad, *dtypes, *flags)
         known = self._programs.get(key)
         if known is None:
             wants = [grad and t.requires_grad for t in (x, *tensors)]
-            known = self._programs[key] = (self._build(mode, x, tensors, wants), True in wants)
+            signature = (tuple(ops.dtypes_of([x, *tensors])), tuple(wants))
+            known = self._programs[key] = (build(mode.stack, signature, kind), True in wants)
         return known
 
-    def _build(self, mode: Mode, x: Tensor, tensors: list[Tensor], wants: list[bool]) -> Program:
-        late = [name for name in self.active if self._leaves(name).waiting]
-        if late and not x.is_meta:
+    def _need_weights(self) -> None:
+        """Raise while leaves have no values."""
+        if self._late:
             raise UnsupportedError(
-                f"'{late[0]}' was attached while the weight was on the meta device: load the weights, "
-                "then call ac.reset(model)"
+                f"'{self._late[0]}' was attached while the weight was on the meta device: load the weights, "
+                "or call ac.reset(model) once they are there"
             )
-        dtypes = tuple(ops.dtypes_of([x, *tensors]))
-        return build(mode.stack, (dtypes, tuple(wants)), x.device.type)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> AdaptedLinear:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.active = self._active  # leaves may have left, or reached, the meta device
+        return self
 
     def _through_op(self, mode: Mode, x: Tensor, tensors: list[Tensor]) -> Tensor:
         """One call of the registered operator: what a compiler, an exporter or a tracer sees."""
@@ -296,6 +309,7 @@ class AdaptedLinear(nn.Module):
 
     @torch.no_grad()
     def _weights(self) -> tuple[Tensor, Tensor]:
+        self._need_weights()
         tensors = self._unmerged_tensors()
         composed = self.stack()
         if composed.weight is None or composed.bias is None:
@@ -411,7 +425,7 @@ class AdaptedLinear(nn.Module):
         """Base weights that come without leaves: what was computed from the old W is computed again."""
         if self.merged:
             raise MergeError("the layer is merged: unmerge it before loading a state dict")
-        comes, plain = f"{prefix}weight" in state_dict, is_plain(state_dict)
+        comes, plain = f"{prefix}weight" in state_dict, not any(k.startswith(f"{prefix}adapters.") for k in state_dict)
         mine = [(name, self._leaves(name)) for name in self.adapters]
         for name, leaves in mine if comes and plain else ():
             if leaves.derived and not leaves.ahead and leaves.trained():
@@ -420,6 +434,8 @@ class AdaptedLinear(nn.Module):
                     "a new one: load adapter leaves with it, or call ac.reset(model) to start again"
                 )
                 return
+        for _, leaves in mine:
+            leaves._unnamed = comes and plain
         super()._load_from_state_dict(state_dict, prefix, meta, strict, missing, unexpected, errors)
         if not comes or self.weight.is_meta:
             return
@@ -433,7 +449,7 @@ class AdaptedLinear(nn.Module):
         self.active = self._active
 
     def __getstate__(self) -> dict[str, Any]:
-        made = ("_programs", "_modes", "_sources", "_width", "_has_bias")  # made again where it is loaded
+        made = ("_programs", "_modes", "_sources", "_width", "_has_bias", "_late")  # made again where it is loaded
         return {key: value for key, value in self.__dict__.items() if key not in made}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

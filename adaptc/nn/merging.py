@@ -6,6 +6,7 @@ from torch import nn
 
 from adaptc.errors import MergeError
 from adaptc.ir.prims import Leaf
+from adaptc.nn.base import allow_reading
 from adaptc.nn.inject import adapted_layers
 from adaptc.nn.linear import AdaptedLinear
 
@@ -79,5 +80,6 @@ def unload(model: nn.Module) -> nn.Module:
             parent, _, last = path.rpartition(".")
             base = layer.__dict__["base"]
             base.train(layer.training)
+            allow_reading(base)
             setattr(model.get_submodule(parent), last, base)
     return model

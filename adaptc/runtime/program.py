@@ -35,6 +35,7 @@ from adaptc.runtime.stack import Stack
 from adaptc.runtime.tables import tabulate
 from adaptc.runtime.transforms import walsh_hadamard
 
+OBSERVED = "observed "
 Signature = tuple[tuple[str, ...], tuple[bool, ...]]
 """Dtypes of x, W, bias and the leaves; which of them want a gradient (none: no backward)."""
 
@@ -109,7 +110,13 @@ def task_of(stack: Stack, wants: Sequence[bool], device: str, at: tuple[tuple[ob
 
 def planned_as(device: str) -> str:
     """What the planner calls a kind of device."""
-    return "h200" if device == "cuda" else "cpu"
+    return "h200" if device.removeprefix(OBSERVED) == "cuda" else "cpu"
+
+
+def kind_of(x: Tensor) -> str:
+    """The kind of device of a call; a call that something watches, or traces, must be torch operations alone."""
+    watched = torch._C._len_torch_dispatch_stack() > 0 or torch._C._get_tracing_state() is not None
+    return OBSERVED + x.device.type if watched else x.device.type
 
 
 def kernels(device: str) -> Kernels | None:
@@ -233,7 +240,9 @@ class {name}(torch.autograd.Function):
         y, {kept} = run({x}, {read})
         ctx.save_for_backward({saved})
         ctx.shape = x.shape
-        return y if flat else unsafe_view(y.contiguous(), (*x.shape[:-1], y.shape[-1]))
+        if y._is_view() or not y.is_contiguous():  # users may view it and write to it
+            y = y.clone(memory_format=torch.contiguous_format)
+        return y if flat else unsafe_view(y, (*x.shape[:-1], y.shape[-1]))
 
     @staticmethod
     def backward(ctx, gy):
@@ -307,8 +316,8 @@ def run(program: Program, x: Tensor, tensors: Sequence[Tensor]) -> Tensor:
     """One call without autograd."""
     read = [tensors[j - 1] for j in program.read]
     if x.ndim == 2:
-        return program.forward(x, *read)[0]
-    y = program.forward(x.reshape(-1, x.shape[-1]), *read)[0]
+        return program.forward(x, *read)[0].contiguous()
+    y = program.forward(x.reshape(-1, x.shape[-1]), *read)[0].contiguous()
     return y.reshape(*x.shape[:-1], y.shape[-1])
 
 

@@ -306,3 +306,13 @@ def test_a_reset_measures_nothing_again():
         model.second.leaves()["A"].zero_()
     ac.reset(model)
     assert torch.equal(model.second.leaves()["A"], start)
+
+
+@pytest.mark.parametrize("of", ["second_moment", "gradient"])
+def test_running_statistics_and_modes_stay(of):
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Dropout(0.5), nn.Linear(6, 2)).train()
+    model[2].eval()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    ac.calibrate(model, [torch.randn(8, 4)], of, loss=lambda y, _: y.square().mean())
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert [m.training for m in model] == [True, True, False, True]

@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 import adaptc as ac
 from adaptc.errors import InjectError
+from adaptc.ir.random import STREAMS
 from adaptc.methods import hra, ia3, lora, lora_mixture, oft, parallel_adapter, road
 from adaptc.nn.call import fresh_seed
 from adaptc.runtime.random import bernoulli
@@ -39,7 +40,7 @@ def drawn(shape, *rates, seed=1):
     """What D keeps and by how much, for the adapters of a call after `manual_seed(seed)`."""
     torch.manual_seed(seed)
     state, m = fresh_seed(torch.device("cpu")), shape[0]
-    return [bernoulli(state, 256 * i, p, (m, *shape[1:]), torch.float64) / (1 - p) for i, p in enumerate(rates)]
+    return [bernoulli(state, STREAMS * i, p, (m, *shape[1:]), torch.float64) / (1 - p) for i, p in enumerate(rates)]
 
 
 def called(layer, x, seed=1):

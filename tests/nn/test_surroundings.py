@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import adaptc as ac
+from adaptc.case import move
 from adaptc.errors import EquationError, InjectError, LeafError, LoadError, MergeError, PlanError
 from adaptc.methods import hra, ia3, lora, parallel_adapter, vera
 
@@ -149,3 +150,18 @@ def test_explain_and_verify_use_the_sizes_given():
     assert ac.explain(lora(), 16, 16, 0).facts["kept"]["bytes"] == 0
     with pytest.raises(PlanError, match="float8"):
         ac.explain(lora(), 16, 16, dtype="float8")
+
+
+def test_an_encoder_layer_of_torch_calls_its_adapted_parts_in_eval():
+    encoder = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+    ac.inject(encoder, lora(r=2), "all-linear")
+    move(encoder, 0)
+    encoder.eval()
+    x = torch.randn(3, 5, 16)
+    with torch.no_grad():
+        y = encoder(x)
+    assert torch.allclose(y, encoder(x.requires_grad_()), atol=1e-5)  # with a gradient torch calls them
+    ac.merge(encoder)
+    with torch.no_grad():
+        assert torch.allclose(ac.unload(encoder)(x), y, atol=1e-5)
+    assert not any(m._forward_pre_hooks for m in encoder.modules())
