@@ -59,7 +59,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
         entry: dict[str, Any] = {
             "n": layer.out_features,
             "k": layer.in_features,
-            "bias": layer.bias is not None,
+            "bias": layer.stack().has_bias,
         }
         entry |= {"active": list(layer.active), "dropout": dict(layer.dropouts), "equations": {}}
         for name in layer.adapters:

@@ -134,13 +134,21 @@ class Leaves(nn.Module):
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
         """The state of a layer without adapters fits, also under strict=True; the layer says so before."""
+        before = {name: self[name] for name in self._shared}
         if not self._unnamed:
             super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self._unnamed = False
+        self._follow(before)
 
     def share(self, name: str, moved: Moved) -> None:
         """Let a leaf be one tensor with other layers', also after the model is moved or cast."""
         self._shared[name] = moved
+
+    def _follow(self, before: Mapping[str, Tensor]) -> None:
+        """Where shared leaves became other tensors, take those that the first layer got."""
+        for name, moved in self._shared.items():
+            if self[name] is not before[name]:
+                setattr(self, name, moved.follow(before[name], self[name]))
 
     def __setattr__(self, name: str, value: Any) -> None:
         """A tensor for a leaf goes where the leaf is, whatever its name."""
@@ -157,9 +165,7 @@ class Leaves(nn.Module):
         before = {name: self[name] for name in self._shared}
         untouched = not self.trained()
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, moved in self._shared.items():
-            if self[name] is not before[name]:
-                setattr(self, name, moved.follow(before[name], self[name]))
+        self._follow(before)
         if self._on_meta():
             self.waiting = True
             self.group.forget()

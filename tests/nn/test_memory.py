@@ -62,7 +62,9 @@ SHARING = {"trained": tied_lora(r=3), "frozen": vera(r=3)}
 def test_a_shared_leaf_that_was_replaced_stays_replaced(adapter):
     model = ac.inject(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)), adapter, "all-linear")
     new = {k: torch.randn_like(v) if k.endswith(".A") else v.clone() for k, v in model.state_dict().items()}
+    new["1.adapters.default.A"] = new["0.adapters.default.A"]
     model.load_state_dict(new, assign=True)
+    assert model[0].leaves()["A"] is model[1].leaves()["A"]
     model.to(torch.float32)
     assert all(torch.equal(v, new[k]) for k, v in model.state_dict().items())
 
@@ -96,7 +98,7 @@ def test_a_leaf_may_have_any_name_also_when_tensors_are_assigned(name):
 
 
 @pytest.mark.parametrize("adapter", [ia3(), road(g=2)], ids=str)
-def test_a_copy_of_a_merged_layer_that_got_a_bias(adapter):
+def test_a_copy_of_a_merged_layer_that_got_a_bias(adapter, tmp_path):
     @ac.adapter
     def shifted(W, bias):
         return W, bias + ac.param("c", (W.shape[0],), "zeros")
@@ -107,6 +109,10 @@ def test_a_copy_of_a_merged_layer_that_got_a_bias(adapter):
     x = torch.randn(2, 4)
     y = model(x)
     ac.merge(model)
+    ac.save(model, tmp_path)
+    plain = nn.Sequential(nn.Linear(4, 6, bias=False))
+    plain[0].weight = nn.Parameter(model[0].originals.weight.clone())
+    assert torch.allclose(ac.load(plain, tmp_path)(x), y, atol=1e-6)
     twin = copy.deepcopy(model)
     ac.refresh(model)
     for one in (model, twin):
