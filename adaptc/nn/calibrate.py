@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adaptc.errors import LeafError
+from adaptc.errors import InjectError, LeafError
 from adaptc.nn.base import STATISTICS, is_transposed, sizes
 from adaptc.nn.inject import ALL_LINEAR, Targets, find
 
@@ -39,7 +39,7 @@ def calibrate(
     found = find(model, target_modules, None)
     layers = {id(m): m.__dict__.get("base", m) for m in found.values()}
     if not layers:
-        raise LeafError(f"no layer matches {target_modules!r}: there is nothing to measure")
+        raise InjectError(f"no layer matches {target_modules!r}: there is nothing to measure")
     modules = {id(m): m for m in found.values()}
     measure = _gradients if kind == "gradient" else _second_moments
     with _in_eval(model):

@@ -110,12 +110,12 @@ class AdaptedLinear(nn.Module):
     @property
     def in_features(self) -> int:
         """k."""
-        return int(self._parameters["weight"].shape[0 if self.transposed else 1])  # type: ignore[union-attr]
+        return int(self.weight.shape[0 if self.transposed else 1])
 
     @property
     def out_features(self) -> int:
         """n."""
-        return int(self._parameters["weight"].shape[1 if self.transposed else 0])  # type: ignore[union-attr]
+        return int(self.weight.shape[1 if self.transposed else 0])
 
     @property
     def merged(self) -> bool:
@@ -184,12 +184,13 @@ class AdaptedLinear(nn.Module):
 
     def operand(self) -> Tensor:
         """W (n, k) as the base holds it now."""
-        weight = self._parameters["weight"]
-        return weight.t() if self.transposed else weight  # type: ignore[union-attr, return-value]
+        return self.weight.t() if self.transposed else self.weight
 
     def tensors(self) -> list[Tensor]:
         """W, the bias if there is one, then the leaves of the active adapters: a program's arguments after x."""
-        weight, bias = self._parameters["weight"], self._parameters["bias"]
+        weight, bias = self._parameters.get("weight"), self._parameters.get("bias")
+        if weight is None:  # a parametrization holds it
+            weight = self.weight  # type: ignore[assignment]
         if (bias is not None) != self._has_bias and not self.merged:
             self.active = self._active  # a bias was put on or taken off
         found = [weight.t() if self.transposed else weight]  # type: ignore[union-attr]

@@ -165,3 +165,12 @@ def test_an_encoder_layer_of_torch_calls_its_adapted_parts_in_eval():
     with torch.no_grad():
         assert torch.allclose(ac.unload(encoder)(x), y, atol=1e-5)
     assert not any(m._forward_pre_hooks for m in encoder.modules())
+
+
+def test_a_base_weight_under_a_parametrization():
+    layer = ac.AdaptedLinear(nn.Linear(4, 3).requires_grad_(False), lora(r=2))
+    move(layer, 0)
+    x, delta = torch.randn(5, 4), layer.delta_weight()
+    nn.utils.parametrizations.weight_norm(layer)
+    layer.parametrizations.weight.original0.data.mul_(2)
+    assert torch.allclose(layer(x), nn.functional.linear(x, layer.weight + delta, layer.bias), atol=1e-6)
