@@ -288,14 +288,12 @@ class AdaptedLinear(nn.Module):
 
     def penalty(self) -> Tensor | None:
         """The sum of the active adapters' penalties, differentiable, in float32 or wider; None without any."""
-        composed = self.stack(self.training)
+        composed = self.stack()
         if composed.penalty is None or self.disabled:
             return None
         arguments, tensors = composed.arguments[1:], self._unmerged_tensors()
         wide = torch.promote_types(torch.float32, tensors[0].dtype)
         values = [t.to(wide) if t.is_floating_point() else t for t in tensors]
-        if composed.seeded:
-            values.append(fresh_seed(tensors[0].device))
         with torch.autocast(tensors[0].device.type, enabled=False):
             return Evaluator(dict(zip(arguments, values, strict=False)), wide)(composed.penalty)
 

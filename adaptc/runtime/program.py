@@ -247,7 +247,7 @@ class {name}(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gy):
         [{saved}] = ctx.saved_tensors
-        if torch.is_grad_enabled() or torch.is_autocast_enabled(gy.device.type):
+        if torch.is_grad_enabled() or (not gy.is_meta and torch.is_autocast_enabled(gy.device.type)):
             return backward_slowly(ctx, gy, ({saved}), differentiate)
         return differentiate(ctx.shape, gy, {saved})
 
@@ -303,7 +303,7 @@ def _listed(names: Iterable[str]) -> str:
 def backward_slowly(ctx: Any, gy: Tensor, saved: tuple[Tensor, ...], differentiate: Callable[..., Any]) -> Any:
     """A backward under autocast, which must not reach into it, or with create_graph=True: then a second derivative
     must raise, not be dropped."""
-    with torch.no_grad(), torch.autocast(gy.device.type, enabled=False):
+    with torch.no_grad(), torch.autocast("cpu" if gy.is_meta else gy.device.type, enabled=False):
         found = differentiate(ctx.shape, gy, *saved)
     if not torch.is_grad_enabled():
         return found

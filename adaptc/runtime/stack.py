@@ -95,7 +95,8 @@ def stack(parts: tuple[Part, ...], n: Dim, k: Dim, has_bias: bool, training: boo
         given.update(_same_meaning(given, equation))
         names: dict[Expr, Expr] = {**mine, W: now, bias_leaf(n): now_bias}
         rate = p if training else 0.0
-        penalties += [substitute(settle(e, position, training), names) for e in equation.penalties]
+        still: dict[Expr, Expr] = {**_defaults(equation), **mine, W: weight, bias_leaf(n): bias}
+        penalties += [substitute(e, still) for e in equation.penalties]
         if equation.output is not None:
             names[y_leaf(n)] = output if output is not None else _applied(x, direct, dropped, now_bias)
             names[x] = drop(x, rate, STREAMS * position)
@@ -107,7 +108,6 @@ def stack(parts: tuple[Part, ...], n: Dim, k: Dim, has_bias: bool, training: boo
                 equation.where,
             )
         else:
-            still: dict[Expr, Expr] = {**_defaults(equation), **mine, W: weight, bias_leaf(n): bias}
             weight, bias = _both(equation, weight, bias, still, position, training=False)
             before = now
             now, now_bias = _both(equation, now, now_bias, names, position, training)

@@ -202,3 +202,20 @@ def test_it_survives_a_file(tmp_path):
     ac.save(model, tmp_path)
     other = model_of()
     close(ac.penalties(ac.load(other, tmp_path)), ac.penalties(model))
+
+
+def test_a_penalty_beside_noise_and_what_a_call_is_given():
+    @ac.adapter
+    def busy(W):
+        a = ac.param("a", (W.shape[0],), "ones")
+        ac.penalty(ac.sum(a * a) + ac.norm(W))
+        shift = ac.given("shift", (), default=0.0) + 0.1 * ac.noise((W.shape[0],))
+        return ac.diag(a + shift) @ W
+
+    model = ac.inject(nn.Sequential(nn.Linear(5, 4)), busy(), ["0"])
+    ac.inject(model, busy(), ["0"], name="again")
+    W = model[0].weight
+    for training in (True, False):
+        model.train(training)
+        assert torch.allclose(ac.penalties(model), 8 + 2 * W.norm(), atol=1e-5)
+        assert torch.equal(ac.penalties(model), ac.penalties(model))
