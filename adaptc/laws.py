@@ -298,15 +298,16 @@ def round_trips(case: Case) -> None:
             need("round trips", same, lambda: f"{way} changes {key}")  # noqa: B023
 
 
+NAMELESS = ("import", "not found", "attribute lookup")
+"""What pickle says of a method that stands in no importable module."""
+
+
 def _pickled(model: nn.Module) -> nn.Module:
     buffer = io.BytesIO()
     try:
         pickle.dump(model, buffer)
-    except (
-        pickle.PicklingError,
-        AttributeError,
-    ) as error:  # a method of a file that is no importable module
-        return copy.deepcopy(model) if "import" in str(error) or "not found" in str(error) else _fail(error)
+    except (pickle.PicklingError, AttributeError) as error:
+        return copy.deepcopy(model) if any(t in str(error) for t in NAMELESS) else _fail(error)
     buffer.seek(0)
     result: nn.Module = pickle.load(buffer)
     return result
