@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from bench.common import write
+from bench.measuring import write
 
 BLOCKS, WIDTH, INNER, TOKENS = 30, 256, 512, 64
 METHODS = ("lora", "dora", "hra", "boft", "vera", "fourierft")

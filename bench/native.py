@@ -20,7 +20,7 @@ from adaptc.plan.search import plan
 from adaptc.runtime import native
 from adaptc.runtime.ops import dtypes_of
 from adaptc.runtime.program import assemble, kernels, task_of
-from bench.common import interleaved, write
+from bench.measuring import interleaved, write
 
 TOKENS, WIDTH, ROUNDS = 512, 768, 60
 Pair = tuple[Callable[[], Tensor], Callable[[], Tensor]]

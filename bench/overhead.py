@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 import adaptc as ac
 from adaptc.methods import lora
-from bench.common import interleaved, write
+from bench.measuring import interleaved, write
 
 WIDTH, RANK, ROUNDS, REPEAT = 64, 8, 200, 50
 

@@ -18,7 +18,7 @@ from adaptc.codegen.gather import flat_index, prefix, slices
 from adaptc.codegen.native import Kernels, block_step, draws_natively
 from adaptc.codegen.product import groups, matmul, matrix_operands, product
 from adaptc.codegen.scalar import torch_text
-from adaptc.codegen.source import Source, Tabulated
+from adaptc.codegen.source import WORD, Source, Tabulated, live
 from adaptc.codegen.types import Types
 from adaptc.errors import UnsupportedError
 from adaptc.ir.dims import TOKENS, Dim, Shape, show
@@ -78,32 +78,14 @@ def emit(
         writer.visit(e)
     values = [writer.cast(e, dtype) for e, dtype in results]
     values = writer.apart([e for e, _ in results], values)
-    body = _live(writer.lines, values)
+    body = live(writer.lines, values)
     lines = [f"def {name}(tables, {', '.join(n for n, _ in arguments)}):", f'    """{head}"""']
-    if any("rows" in _WORD.findall(line.partition("  #")[0]) for line in body):
+    if any("rows" in WORD.findall(line.partition("  #")[0]) for line in body):
         row = next(n for n, e in arguments if e.dims and e.dims[0] == TOKENS)
         lines.append(f"    rows = {row}.shape[0]")
     body = [f"    {line}" for line in body]
     text = "\n".join([*lines, *body, f"    return {', '.join(values)}{',' if len(values) == 1 else ''}", ""])
     return Source(name, text, tuple(n for n, _ in arguments), tuple(writer.tables))
-
-
-_ASSIGNED = re.compile(r"(\w+) = ([^#]*)")
-_WORD = re.compile(r"\w+")
-
-
-def _live(lines: Sequence[str], values: Sequence[str]) -> list[str]:
-    """The lines that the values need: what a sum or product took into itself is not computed alone."""
-    needed = {word for v in values for word in _WORD.findall(v)}
-    kept = []
-    for line in reversed(lines):
-        code = line.partition("  #")[0]
-        assigned = _ASSIGNED.fullmatch(code)
-        target = assigned.group(1) if assigned else _WORD.findall(code)[0]
-        if target in needed:
-            needed.update(_WORD.findall(code))
-            kept.append(line)
-    return kept[::-1]
 
 
 class _Writer:

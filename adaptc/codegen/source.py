@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import sympy
@@ -32,3 +34,21 @@ class Source:
     def digest(self) -> str:
         """Of the text: equal for equal programs, in every process."""
         return hashlib.sha256(self.text.encode()).hexdigest()[:16]
+
+
+_ASSIGNED = re.compile(r"(\w+) = ([^#]*)")
+WORD = re.compile(r"\w+")
+
+
+def live(lines: Sequence[str], values: Sequence[str]) -> list[str]:
+    """The lines that the values need: what a sum or product took into itself is not computed alone."""
+    needed = {word for v in values for word in WORD.findall(v)}
+    kept = []
+    for line in reversed(lines):
+        code = line.partition("  #")[0]
+        assigned = _ASSIGNED.fullmatch(code)
+        target = assigned.group(1) if assigned else WORD.findall(code)[0]
+        if target in needed:
+            needed.update(WORD.findall(code))
+            kept.append(line)
+    return kept[::-1]

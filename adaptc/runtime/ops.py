@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from adaptc.errors import InternalError, UnsupportedError
 from adaptc.ir.dims import TOKENS, Dim
@@ -20,7 +20,7 @@ from adaptc.runtime.stack import Stack
 
 STACKS: dict[str, Stack] = {}
 """Composed equations by name: what a call's string refers to."""
-LIBRARY: Any = torch.library.Library("adaptc", "DEF")  # type: ignore[no-untyped-call]
+LIBRARY: Any = library.Library("adaptc", "DEF")  # type: ignore[no-untyped-call]
 LIBRARY.define("forward(Tensor x, Tensor[] tensors, str which) -> Tensor[]")
 LIBRARY.define("backward(Tensor gy, Tensor[] saved, str which) -> Tensor[]")
 
@@ -136,7 +136,7 @@ LIBRARY.impl("forward", _forward, "CompositeExplicitAutograd")
 LIBRARY.impl("backward", _backward, "CompositeExplicitAutograd")
 LIBRARY.impl("forward", _plain, "AutocastCPU")
 LIBRARY.impl("forward", _plain, "AutocastCUDA")
-torch.library.register_fake("adaptc::forward", _forward_fake, lib=LIBRARY)
-torch.library.register_fake("adaptc::backward", _backward_fake, lib=LIBRARY)
-torch.library.register_autograd("adaptc::forward", _differentiate, setup_context=_setup, lib=LIBRARY)
-torch.library.register_autograd("adaptc::backward", _refuse, lib=LIBRARY)
+library.register_fake("adaptc::forward", _forward_fake, lib=LIBRARY)
+library.register_fake("adaptc::backward", _backward_fake, lib=LIBRARY)
+library.register_autograd("adaptc::forward", _differentiate, setup_context=_setup, lib=LIBRARY)
+library.register_autograd("adaptc::backward", _refuse, lib=LIBRARY)
