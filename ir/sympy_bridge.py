@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import sympy
@@ -92,11 +93,9 @@ def _fitting(symbol: Any, leaf: Expr) -> Expr:
     return leaf
 
 
-def _sum(expr: Any, leaves: Mapping[str, Expr]) -> Expr:
-    total, *rest = (from_sympy(a, leaves) for a in expr.args)
-    for term in rest:
-        total = add(total, term)
-    return total
+def _joined(combine: Callable[[Expr, Expr], Expr]) -> Callable[[Any, Mapping[str, Expr]], Expr]:
+    """The operands one after another, by an operation of the algebra."""
+    return lambda expr, leaves: functools.reduce(combine, (from_sympy(a, leaves) for a in expr.args))
 
 
 def _product(expr: Any, leaves: Mapping[str, Expr]) -> Expr:
@@ -115,20 +114,6 @@ def _product(expr: Any, leaves: Mapping[str, Expr]) -> Expr:
 
 def _symbols(d: Any) -> Any:
     return () if isinstance(d, int) else d.free_symbols
-
-
-def _hadamard(expr: Any, leaves: Mapping[str, Expr]) -> Expr:
-    first, *rest = (from_sympy(a, leaves) for a in expr.args)
-    for other in rest:
-        first = multiply(first, other)
-    return first
-
-
-def _kronecker(expr: Any, leaves: Mapping[str, Expr]) -> Expr:
-    *others, last = (from_sympy(a, leaves) for a in expr.args)
-    for other in reversed(others):
-        last = Kron(other, last)
-    return last
 
 
 def _diagonal(expr: Any, leaves: Mapping[str, Expr]) -> Expr:
@@ -151,10 +136,10 @@ def _power(expr: Any, leaves: Mapping[str, Expr]) -> Expr:
 
 
 FROM: dict[str, Any] = {
-    "MatAdd": _sum,
+    "MatAdd": _joined(add),
     "MatMul": _product,
-    "HadamardProduct": _hadamard,
-    "KroneckerProduct": _kronecker,
+    "HadamardProduct": _joined(multiply),
+    "KroneckerProduct": _joined(Kron),  # associative
     "Transpose": lambda expr, leaves: transpose(from_sympy(expr.args[0], leaves)),
     "Inverse": lambda expr, leaves: Inverse(from_sympy(expr.args[0], leaves)),
     "MatPow": _power,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from adaptc.equation import Equation
 from adaptc.method import Adapter
-from adaptc.runtime.attach import Wholes, all_leaves, cut, from_weight
+from adaptc.runtime.attach import Wholes, all_leaves, from_weight
 
 UNKNOWN = (math.nan, math.nan)  # unlike every other print
 
@@ -203,10 +203,6 @@ class Leaves(nn.Module):
             whole = tuple(holder[name].shape) == size
             found.append(Source(holder, name, None if whole else tuple(slice(d) for d in size)))
         return found
-
-    def tensors(self) -> list[Tensor]:
-        """This layer's part of every leaf, in the order of the equation's arguments."""
-        return [cut(self[name], dims) for name, dims in self._dims]
 
     def extra_repr(self) -> str:
         return repr(self.adapter)

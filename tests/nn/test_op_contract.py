@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import library, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
@@ -68,7 +68,7 @@ def test_opcheck(name, x_wants):
     x = torch.randn(5, K, dtype=torch.float64, requires_grad=x_wants)
     tensors = [t.detach().clone().requires_grad_(t.requires_grad) for t in one.tensors()]
     which = ops.call_name(one._modes[True].name, [t.requires_grad for t in (x, *tensors)])
-    torch.library.opcheck(torch.ops.adaptc.forward, (x, tensors, which))
+    library.opcheck(torch.ops.adaptc.forward, (x, tensors, which))
 
 
 @six
