@@ -1,3 +1,30 @@
+from collections.abc import Callable
+from typing import Any
+
+class Library:
+    def __init__(self, tensor: type, parameter: type, /) -> None: ...
+    def ready(self) -> bool: ...
+
+class Steps:
+    def __init__(
+        self, library: Library, lower: Callable[[int], tuple[Any, ...]], wide: bool, level: int, /
+    ) -> None: ...
+    def __call__(self, *tensors: Any) -> bool: ...
+
+class Repeat:
+    def __init__(
+        self,
+        library: Library,
+        x: Any,
+        sources: list[tuple[dict[str, Any], str]],
+        target: Any,
+        least: int,
+        most: int,
+        /,
+    ) -> None: ...
+    def usable(self) -> bool: ...
+    def __call__(self, x: Any, /) -> Any: ...
+
 def levels() -> tuple[str, ...]: ...
 def blocks_apply(
     x: int,

@@ -174,7 +174,7 @@ def gradients_of(y: Tensor, wrt: Sequence[Tensor], gy: Tensor) -> list[Tensor]:
 
 @contextmanager
 def through(route: str) -> Iterator[None]:
-    """Calls of layers on plain tensors by one way: "plain", or "op", the registered operators."""
+    """Calls of layers on plain tensors by one way of `ROUTES`."""
     before = paths.route
     paths.route = route
     try:

@@ -27,7 +27,7 @@ from adaptc.ir.sympy_bridge import to_sympy
 from adaptc.method import CONCRETE, Adapter, Method, symbolic, symbols
 from adaptc.plan.plan import Plan, depends_on_tokens, is_view, total
 from adaptc.plan.search import candidates, plan
-from adaptc.runtime.program import kernels, task_of
+from adaptc.runtime.program import kernels, plan_at, task_of
 from adaptc.runtime.stack import stack
 
 BYTES = {
@@ -113,9 +113,13 @@ def explain(
     wants = [mode == "train" and (leaf.role == "token" or leaf in trained) for leaf in composed.arguments]
     at = tuple((s, REPRESENTATIVE) for s in symbols() if not (isinstance(rows, int) and isinstance(cols, int)))
     task = task_of(composed, wants, device, at)
-    chosen = plan(task)
     bindings = {} if m is None else {TOKENS: m}
     types = _types(composed.arguments, dtype)
+    if m is None or at:
+        chosen = plan(task)
+    else:
+        signature = tuple(types[a] for a in composed.arguments), tuple(wants)
+        chosen = plan_at(composed, signature, device, m)
     facts = {
         "adapter": repr(bound), "formula": text, "note": note,
         "n": str(rows), "k": str(cols), "m": str(TOKENS if m is None else m),

@@ -108,7 +108,7 @@ def _check(adapter: Adapter, n: int, k: int, plans: int, ways: tuple[str, ...]) 
 
 
 def _by(way: str) -> str:
-    return ", through the registered operators" if way == "op" else ""
+    return {"op": ", through the registered operators", "many": ", by the steps for many tokens"}.get(way, "")
 
 
 def trial(adapter: Adapter, n: int, k: int) -> None:

@@ -1,6 +1,7 @@
 // The Python module: addresses, sizes and dtype codes in, nothing out. The caller checks and allocates.
 #include <pybind11/pybind11.h>
 
+#include "calls.h"
 #include "native.h"
 
 namespace py = pybind11;
@@ -58,4 +59,19 @@ PYBIND11_MODULE(_native, module) {
     module.def("blocks_apply", blocks_apply);
     module.def("blocks_gradient", blocks_gradient);
     module.def("draw", draw, "Uniform numbers if the threshold is below 0, else ones where the bits reach it.");
+
+    using adaptc::Library, adaptc::Repeat, adaptc::Steps;
+    py::class_<Library, std::shared_ptr<Library>>(module, "Library", "A tensor library, by the exact types it has.")
+        .def(py::init<py::type, py::type>())
+        .def("ready", &Library::ready, "Can tensors be looked at?");
+    py::class_<Steps>(module, "Steps", "Products of small tensors, one after the other, in one call.")
+        .def(py::init([](std::shared_ptr<Library> library, py::function lower, bool wide, int level) {
+            check_level(level);
+            return Steps(std::move(library), std::move(lower), wide, level);
+        }))
+        .def("__call__", &Steps::operator());
+    py::class_<Repeat>(module, "Repeat", "A call like one before.")
+        .def(py::init<std::shared_ptr<Library>, py::object, py::list, py::object, adaptc::Index, adaptc::Index>())
+        .def("usable", &Repeat::usable, "Could all tensors be looked at?")
+        .def("__call__", &Repeat::operator());
 }

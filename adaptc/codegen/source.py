@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import sympy
 
@@ -29,6 +30,7 @@ class Source:
     text: str
     arguments: tuple[str, ...]
     tables: tuple[Tabulated, ...]
+    strided: Any = None  # what `steps` in the text computes
 
     @property
     def digest(self) -> str:

@@ -1,8 +1,9 @@
-"""What a call of a layer needs beside x: tensors from outside, and a seed."""
+"""What a call of a layer needs beside x: tensors from outside, a seed, and how it is repeated."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,9 @@ from torch import Tensor
 from adaptc.equation import GivenSpec
 from adaptc.errors import DtypeError, LeafError, ShapeError
 from adaptc.ir.dims import TOKENS, show
+from adaptc.nn.leaves import Source
+from adaptc.runtime import native
+from adaptc.runtime.stack import Stack
 
 LOWEST, HIGHEST = -(2**63), 2**63 - 1
 
@@ -42,6 +46,29 @@ class Ask:
         by_token = bool(dims) and dims[0] == TOKENS
         size = tuple(int(d) for d in dims[by_token:]) if all(isinstance(d, int) for d in dims[by_token:]) else ()
         return cls(g.name, by_token, size, g.leaf.kind == "integer", g.default, g.where)
+
+
+@dataclass
+class Mode:
+    """The active adapters as they are in training or in eval."""
+
+    stack: Stack
+    name: str  # in calls of the registered operators
+    seeded: bool
+    asks: tuple[Ask, ...]
+
+
+def repeated(
+    x: Tensor, parameters: dict[str, Any], sources: Sequence[Source], target: Callable[..., Tensor], few: int
+) -> Any | None:
+    """A function of x that gives target(x, W, bias, *leaves) while all are of the kind they are now, and None
+    otherwise; None where their kinds cannot be compared in one native call. few: entries of x up to which it is few.
+    """
+    if not native.looks() or any(s.cut is not None for s in sources):
+        return None
+    held = [*((parameters, name) for name in ("weight", "bias")), *((s.holder, s.key) for s in sources)]
+    bounds = (0, few) if x.numel() <= few else (few + 1, sys.maxsize)
+    return native.repeat(x, held, target, *bounds)
 
 
 def given_tensors(asks: Sequence[Ask], x: Tensor, named: Mapping[str, Any], around: Mapping[str, Any]) -> list[Tensor]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import torch
@@ -15,13 +15,12 @@ from adaptc.equation import Equation, Layer
 from adaptc.errors import DtypeError, InjectError, MergeError, ShapeError, UnsupportedError
 from adaptc.method import Adapter, Method
 from adaptc.nn.base import STATISTICS, as_adapter, is_transposed, require_dropout, require_linear, require_name
-from adaptc.nn.call import Ask, fresh_seed, given_tensors
+from adaptc.nn.call import Ask, Mode, fresh_seed, given_tensors, repeated
 from adaptc.nn.leaves import Leaves, Originals
 from adaptc.plan.plan import NOMINAL, Plan
-from adaptc.plan.search import plan
 from adaptc.runtime import ops
 from adaptc.runtime.attach import Wholes, attach
-from adaptc.runtime.program import Program, build, kind_of, planned_as, run, task_of, weight_program
+from adaptc.runtime.program import Program, build, disturbed, few_rows, kind_of, plan_at, run, weight_program
 from adaptc.runtime.reference import Evaluator
 from adaptc.runtime.stack import Part, Stack, needs, stack
 from adaptc.runtime.transformed import Transformed
@@ -40,19 +39,10 @@ HOOKS = tuple(
 )
 NAMELESS = Layer("")
 PLAIN = (Tensor, nn.Parameter)
-ROUTES = ("plain", "op")
+ROUTES = ("plain", "many", "op")
 route = "plain"
-"""The way of a call on plain tensors: the fast one, or through the registered operators, as the tests want both."""
-
-
-@dataclass
-class Mode:
-    """The active adapters as they are in training or in eval."""
-
-    stack: Stack
-    name: str  # in calls of the registered operators
-    seeded: bool
-    asks: tuple[Ask, ...]
+"""The way of a call on plain tensors: the fastest, as with many tokens, or through the registered operators; the tests
+want them all."""
 
 
 class AdaptedLinear(nn.Module):
@@ -136,6 +126,8 @@ class AdaptedLinear(nn.Module):
         self._late = [a for a in names if self._leaves(a).waiting]
         self._sources = [source for a in names for source in self._leaves(a).sources()]
         self._programs: dict[Any, tuple[Program, bool]] = {}
+        self._again: dict[tuple[bool, bool], Any] = {}
+        self._few = few_rows(self.out_features, self.in_features) * self._width
 
     def _base_has_bias(self) -> bool:
         """Does the base have a bias of its own? A merge may have added one."""
@@ -205,6 +197,11 @@ class AdaptedLinear(nn.Module):
     def forward(self, input: Tensor, **given: Any) -> Tensor:  # noqa: A002 - nn.Linear's name
         """y (..., n) for input x (..., k). given: what an equation asks for with `given(..., at="call")`."""
         x = input
+        if not (torch.compiler.is_compiling() or given or self.disabled or disturbed() or route != "plain"):
+            again = self._again.get((self.training, torch.is_grad_enabled()))
+            y: Tensor | None = again(x) if again is not None else None
+            if y is not None:
+                return y
         if self.disabled or not self._active or self.merged:
             return self._unadapted(x)
         if not isinstance(x, Tensor) or not x.is_floating_point() or not x.ndim or x.shape[-1] != self._width:
@@ -251,19 +248,32 @@ class AdaptedLinear(nn.Module):
         if torch._C._are_functorch_transforms_active():
             y: Tensor = Transformed.apply(program, x.reshape(-1, x.shape[-1]), *tensors)[0]  # type: ignore[no-untyped-call]
             return y.reshape(*x.shape[:-1], y.shape[-1])
-        return program.call(x, *tensors) if wants else run(program, x, tensors)
+        self._remember(program, wants, mode, x)
+        return program.call(x, *tensors) if wants else run(program, x, *tensors)
+
+    def _remember(self, program: Program, wants: bool, mode: Mode, x: Tensor) -> None:
+        """Make the next call of this kind short, if nothing is needed for it but x and the tensors of the layer."""
+        self._again.pop((self.training, torch.is_grad_enabled()), None)
+        if mode.asks or mode.seeded or self.transposed or disturbed():
+            return
+        target = program.direct if wants else functools.partial(run, program)
+        again = repeated(x, self._parameters, self._sources, target, self._few)
+        if again is not None:
+            self._again[self.training, torch.is_grad_enabled()] = again
 
     def _program(self, mode: Mode, x: Tensor, tensors: list[Tensor]) -> tuple[Program, bool]:
         """What this kind of call runs, and whether anything wants a gradient."""
         grad = torch.is_grad_enabled()
         dtypes, flags = [t.dtype for t in tensors], [t.requires_grad for t in tensors]
         kind = kind_of(x)
-        key = (mode.name, grad, kind, x.dtype, x.requires_grad, *dtypes, *flags)
+        few = x.numel() <= self._few and route != "many"
+        key = (mode.name, grad, kind, few, x.dtype, x.requires_grad, *dtypes, *flags, *map(type, tensors))
         known = self._programs.get(key)
         if known is None:
             wants = [grad and t.requires_grad for t in (x, *tensors)]
+            few = few and all(type(t) in PLAIN for t in tensors)
             signature = (tuple(ops.dtypes_of([x, *tensors])), tuple(wants))
-            known = self._programs[key] = (build(mode.stack, signature, kind), True in wants)
+            known = self._programs[key] = (build(mode.stack, signature, kind, few), True in wants)
         return known
 
     def _need_weights(self) -> None:
@@ -366,6 +376,7 @@ class AdaptedLinear(nn.Module):
     @torch.no_grad()
     def fold(self, weight: Tensor, bias: Tensor | None, reversible: bool) -> None:
         """Write the folded weight."""
+        self._again = {}
         if reversible:
             self.originals = Originals(self.weight, self.bias, self.bias is not None)
         else:
@@ -399,11 +410,15 @@ class AdaptedLinear(nn.Module):
     # ------------------------------------------------------------------ looking inside
 
     def plan(self, m: int = NOMINAL) -> Plan:
-        """The plan of a training step with the gradients that are wanted now. It is the same for every m."""
+        """The plan of a training step of m tokens, in the weight's dtype, with the gradients that are wanted now.
+
+        What is kept for backward is the same for every m. Few tokens have a plan of their own: one native call.
+        """
         composed, tensors = self.stack(training=True), self.tensors()
-        wants = [True, *(t.requires_grad for t in tensors)]
-        wants += [False] * (len(composed.arguments) - len(wants))
-        return plan(task_of(composed, wants, planned_as(self.weight.device.type)))
+        missing = len(composed.arguments) - 1 - len(tensors)
+        wants = (True, *(t.requires_grad for t in tensors), *(False,) * missing)
+        dtypes = (*ops.dtypes_of([self.weight, *tensors]), *("int64",) * missing)
+        return plan_at(composed, (dtypes, wants), self.weight.device.type, m)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
@@ -448,7 +463,16 @@ class AdaptedLinear(nn.Module):
         self.active = self._active
 
     def __getstate__(self) -> dict[str, Any]:
-        made = ("_programs", "_modes", "_sources", "_width", "_has_bias", "_late")  # made again where it is loaded
+        made = (
+            "_programs",
+            "_modes",
+            "_sources",
+            "_width",
+            "_has_bias",
+            "_late",
+            "_few",
+            "_again",
+        )  # made again where it is loaded
         return {key: value for key, value in self.__dict__.items() if key not in made}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -25,11 +25,13 @@ DEVICES = {
     d.name: d
     for d in (
         Device("cpu", flops=1.0e11, bandwidth=2.0e10, overhead=5e-6),
+        Device("cpu-few", flops=1.0e10, bandwidth=4.0e10, overhead=5e-8),
         Device("h200", flops=6.0e14, bandwidth=3.5e12, overhead=5e-6),
         Device("a100", flops=2.2e14, bandwidth=1.4e12, overhead=5e-6),
     )
 }
-"""Orders of magnitude from data sheets, bfloat16 products on the GPUs. `cpu` is one core."""
+"""Orders of magnitude from data sheets, bfloat16 products on the GPUs. `cpu` is one core; `cpu-few` the same
+on a few tokens, with all operations in one call and all tensors in its cache."""
 
 
 def device(name: str) -> Device:

@@ -11,19 +11,24 @@ from adaptc.ir.expr import Expr, postorder
 from adaptc.ir.prims import Constant, Draw, Leaf, Reshape, Table
 
 TOKEN_ROLES = ("token", "output", "gradient")
+CALL_ROLES = ("token", "given", "seed")
 NOMINAL = 1024
 """Rows of x at which plans are chosen: what is kept must not depend on the number of tokens."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is to be computed: y, and the gradients of `wrt`, in the sizes given by `at` where symbolic."""
+    """What is to be computed: y, and the gradients of `wrt`, in the sizes given by `at` where symbolic.
+
+    kept: what passes from forward to backward; None where the planner is to choose.
+    """
 
     y: Expr
     gy: Leaf
     wrt: tuple[Leaf, ...]
     device: str
     at: tuple[tuple[object, int], ...] = ()
+    kept: tuple[Kept, ...] | None = None
 
     def size(self, d: Dim) -> int:
         """A size as a number: the nominal number of tokens, and the values of `at`."""
@@ -67,6 +72,11 @@ class Plan:
     def backward(self) -> list[Expr]:
         """The steps of the backward program, in order: what is not kept is computed again."""
         return steps([g for _, g in self.gradients], [k.node for k in self.kept])
+
+    @property
+    def read(self) -> set[Leaf]:
+        """The leaves that backward reads and only a call has: x, seeds, what is given."""
+        return {e for e in self.inputs if e.role in CALL_ROLES}
 
     @property
     def inputs(self) -> list[Leaf]:

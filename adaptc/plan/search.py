@@ -63,8 +63,11 @@ def evaluate(task: Task, chosen: dict[str, str]) -> tuple[Plan, dict[str, Choice
     flat_y, *flat = settled([y, *gradients.values()])
     ordered = orders.order(flat_y)
     orders.pick = lambda node, count: 0
+    for k in task.kept or ():
+        if isinstance(k.node, Contract):
+            orders.remember((k.node.spec, k.node.operands), k.node)
     back = dict(zip(gradients, orders.order_all(flat), strict=True))
-    kept = _keep(task, ordered, list(back.values()))
+    kept = _keep(task, ordered, list(back.values())) if task.kept is None else task.kept
     seconds = _seconds(task, where, steps([ordered], ()))
     seconds += _seconds(task, where, steps(list(back.values()), [k.node for k in kept]))
     moved = sum(ITEM * entries(k.node.dims, task.size) for k in kept)

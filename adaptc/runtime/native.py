@@ -6,12 +6,17 @@ same bits for every number of threads, and nothing is written but the result.
 
 from __future__ import annotations
 
+import functools
 import warnings
 from math import prod
 from typing import Any
 
 import torch  # before the extension, so that one OpenMP runtime is loaded
 from torch import Tensor
+
+from adaptc.codegen.strided import Strided
+from adaptc.errors import ShapeError
+from adaptc.ir.dims import show
 
 try:
     from adaptc import _native
@@ -63,6 +68,46 @@ def pays(p: int, q: int, dtype: torch.dtype) -> bool:
         return True
     whole = best.startswith("avx512") or p % 8 == q % 8 == 0  # the others are slow at parts of vectors
     return best != "plain" and whole and min(p, q) >= 12 and max(p, q) <= 128
+
+
+@functools.cache
+def _library() -> Any:
+    return _native.Library(Tensor, torch.nn.Parameter)
+
+
+def looks() -> bool:
+    """Whether calls can be made from C++: torch must show its tensors (2.11 and later do)."""
+    return available() and bool(_library().ready())
+
+
+def steps(strided: Strided, level: int = BEST) -> Any:
+    """The compiled steps as a function (*arguments, *results) -> whether it could read them all."""
+
+    def lower(rows: int) -> tuple[Any, ...]:
+        return tuple(strided.at(rows))
+
+    return _native.Steps(_library(), lower, strided.dtype == "float64", level)
+
+
+def repeat(x: Tensor, sources: list[tuple[dict[str, Any], str]], target: Any, least: int, most: int) -> Any | None:
+    """A function of x that calls target(x, *tensors) as long as x and the tensors are of the same kind as now, and
+    gives None otherwise. sources: where each tensor is read. least, most: entries of x."""
+    made = _native.Repeat(_library(), x, sources, target, least, most)
+    return made if made.usable() else None
+
+
+def straight(steps: Any, results: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """Results of compiled steps for tensors that are not row-major. Raises ShapeError where a size is another."""
+    ready = [plain(t).contiguous() for t in tensors]
+    if not steps(*ready):
+        shapes = ", ".join(f"{show(tuple(t.shape))} {t.dtype} {t.device}" for t in tensors[: len(tensors) - results])
+        raise ShapeError(f"the tensors of the layer do not fit the program that was made for it: they are {shapes}")
+    return tuple(ready[len(ready) - results :])
+
+
+def plain(t: Tensor) -> Tensor:
+    """The same values as a torch.Tensor and nothing more."""
+    return t.detach().as_subclass(Tensor)
 
 
 def blocks_apply(x: Tensor, R: Tensor, transposed: bool = False, level: int = BEST) -> Tensor:

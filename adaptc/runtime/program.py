@@ -10,7 +10,7 @@ import functools
 import linecache
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,8 @@ from torch import Tensor
 from adaptc.codegen.aten import argument_names, emit
 from adaptc.codegen.native import Kernels
 from adaptc.codegen.source import Source
+from adaptc.codegen.strided import DTYPES as STRIDED
+from adaptc.codegen.strided import NotStrided, emit_strided
 from adaptc.codegen.types import Types, has_rows, wide
 from adaptc.env import options
 from adaptc.errors import UnsupportedError
@@ -36,6 +38,9 @@ from adaptc.runtime.tables import tabulate
 from adaptc.runtime.transforms import walsh_hadamard
 
 OBSERVED = "observed "
+FEW = 1 << 17  # products in x W^T: below it a call costs more than they do
+MOST = 64  # tokens that are few
+AHEAD = 8  # times the products of x W^T: what one native call may compute, forward and backward
 Signature = tuple[tuple[str, ...], tuple[bool, ...]]
 """Dtypes of x, W, bias and the leaves; which of them want a gradient (none: no backward)."""
 
@@ -56,9 +61,19 @@ class Program:
     by_row: bool = False  # is a row of y, and of what is kept, a function of its row of x and the parameters alone?
 
     @functools.cached_property
+    def node(self) -> type[torch.autograd.Function] | None:
+        """The autograd node; None where no gradient reaches what wants one."""
+        return joined(self) if self.wrt else None
+
+    @property
     def call(self) -> Callable[..., Tensor]:
-        """(x, *tensors) -> y as an autograd node of x (..., k); plain where no gradient reaches what wants one."""
-        return joined(self) if self.wrt else functools.partial(_constant, self)
+        """(x, *tensors) -> y as an autograd node of x (..., k)."""
+        return self.node.apply if self.node else functools.partial(_constant, self)
+
+    @property
+    def direct(self) -> Callable[..., Tensor]:
+        """`call`, where it is known that no torch.func transform is active."""
+        return super(torch.autograd.Function, self.node).apply if self.node else self.call  # type: ignore[misc]
 
     @functools.cached_property
     def forward(self) -> Callable[..., tuple[Tensor, ...]]:
@@ -83,11 +98,16 @@ def load(source: Source) -> Callable[..., tuple[Tensor, ...]]:
         "linear": torch.nn.functional.linear,
         "walsh_hadamard": walsh_hadamard,
         "native": native,
+        "empty_like": torch.empty_like,
+        "straight": native.straight,
+        "steps": native.steps(source.strided) if source.strided else None,
         "uniform": uniform,
         "bernoulli": bernoulli,
     }
     exec(compile(source.text, filename, "exec"), namespace)  # our own text
     function = namespace[source.name]
+    if source.strided:
+        return function
     if not source.tables:
         return functools.partial(function, ())
     tables: dict[torch.device, tuple[Tensor, ...]] = {}
@@ -115,8 +135,17 @@ def planned_as(device: str) -> str:
 
 def kind_of(x: Tensor) -> str:
     """The kind of device of a call; a call that something watches, or traces, must be torch operations alone."""
-    watched = torch._C._len_torch_dispatch_stack() > 0 or torch._C._get_tracing_state() is not None
+    watched = _modes() > 0 or _tracing() is not None
     return OBSERVED + x.device.type if watched else x.device.type
+
+
+_modes, _tracing = torch._C._len_torch_dispatch_stack, torch._C._get_tracing_state
+_transforms, _autocasts = torch._C._are_functorch_transforms_active, torch._C._is_any_autocast_enabled
+
+
+def disturbed() -> bool:
+    """Does anything around a call change what it is to do: a dispatch mode, a tracer, a transform, autocast?"""
+    return _modes() > 0 or _transforms() or _autocasts() or _tracing() is not None
 
 
 def kernels(device: str) -> Kernels | None:
@@ -127,16 +156,52 @@ def kernels(device: str) -> Kernels | None:
 
 
 @functools.lru_cache(maxsize=1024)
-def build(stack: Stack, signature: Signature, device: str) -> Program:
-    """Plan and compile one kind of call on a kind of device, as torch names it. Layers of one shape share it."""
+def build(stack: Stack, signature: Signature, device: str, few: bool = False) -> Program:
+    """Plan and compile one kind of call on a kind of device, as torch names it. Layers of one shape share it.
+
+    few: at most `few_rows` tokens; then one native call computes everything, if it can.
+    """
     dtypes, wants = signature
     start = time.perf_counter()
+    if few and device == "cpu":
+        found = _built_for_few(stack, signature)
+        if found is not None:
+            return found
     chosen = plan(task_of(stack, wants, planned_as(device)))
     _tell(chosen, stack)
     program = assemble(chosen, stack, dtypes, kernels(device))
     if options().debug:
         print(f"adaptc: built {_title(stack)} in {time.perf_counter() - start:.2f} s")
     return program
+
+
+def few_rows(n: int, k: int) -> int:
+    """The number of tokens up to which the price of a call counts for more than its products."""
+    return min(FEW // max(n * k, 1), MOST) if n > 1 and k > 1 else 0
+
+
+def plan_at(stack: Stack, signature: Signature, device: str, m: int) -> Plan:
+    """The plan by which m tokens are computed. What is kept for backward is the same for every m."""
+    found = _built_for_few(stack, signature) if device == "cpu" and m <= few_rows(stack.n, stack.k) else None
+    return found.plan if found else plan(task_of(stack, signature[1], planned_as(device)))
+
+
+@functools.lru_cache(maxsize=1024)
+def _built_for_few(stack: Stack, signature: Signature) -> Program | None:
+    """All of forward in one native call, and all of backward; None where the steps are of another kind, or too many."""
+    dtypes, wants = signature
+    rows = few_rows(stack.n, stack.k)
+    if not native.looks() or len(set(dtypes)) > 1 or dtypes[0] not in STRIDED:
+        return None
+    many = plan(task_of(stack, wants, "cpu"))
+    chosen = plan(replace(task_of(stack, wants, "cpu-few", ((TOKENS, rows),)), kept=many.kept))
+    try:
+        program = assemble(chosen, stack, dtypes, few=True)
+    except NotStrided:
+        return None
+    sources = [s for s in (program.forward_source, program.backward_source) if s]
+    work = sum(s.strided.at(rows).work for s in sources)
+    return program if chosen.read == many.read and work <= AHEAD * FEW else None
 
 
 def _title(stack: Stack) -> str:
@@ -157,8 +222,11 @@ def _tell(chosen: Plan, stack: Stack) -> None:
                 print(f"  {way} {type(e).__name__} {show(e.dims)} {brief(e)}")
 
 
-def assemble(chosen: Plan, stack: Stack, dtypes: Sequence[str], compiled: Kernels | None = None) -> Program:
-    """The program of any plan, not only the chosen one."""
+def assemble(
+    chosen: Plan, stack: Stack, dtypes: Sequence[str], compiled: Kernels | None = None, few: bool = False
+) -> Program:
+    """The program of any plan, not only the chosen one. few: as strided steps; raises NotStrided where it is not."""
+    write = emit_strided if few else functools.partial(emit, kernels=compiled)
     if options().verify:
         check([chosen.y, *(g for _, g in chosen.gradients)], primitive=True)
     arguments = stack.arguments
@@ -172,7 +240,7 @@ def assemble(chosen: Plan, stack: Stack, dtypes: Sequence[str], compiled: Kernel
     used = _used(chosen, arguments)
     kept = [k.node for k in chosen.kept]
     results = [(chosen.y, dtypes[0]), *((e, types[e]) for e in kept)]
-    forward = emit(f"{name}_forward", [(names[a], a) for a in used], results, types, head, compiled)
+    forward = write(f"{name}_forward", [(names[a], a) for a in used], results, types, head)
     if not chosen.gradients:
         return Program(
             chosen, len(arguments), forward, None, _positions(used, arguments), (), (), False, (), _by_row(stack, kept)
@@ -185,7 +253,7 @@ def assemble(chosen: Plan, stack: Stack, dtypes: Sequence[str], compiled: Kernel
         *((f"kept{j}", e) for j, e in enumerate(kept)),
     ]
     gradients = [(g, given[leaf]) for leaf, g in chosen.gradients]
-    backward = emit(f"{name}_backward", back_arguments, gradients, back_types, head, compiled)
+    backward = write(f"{name}_backward", back_arguments, gradients, back_types, head)
     return Program(
         chosen,
         len(arguments),
@@ -229,7 +297,7 @@ class Last(torch.autograd.Function):
 
 @torch.no_grad()
 def _constant(program: Program, x: Tensor, *tensors: Tensor) -> Tensor:
-    return run(program, x, tensors)
+    return run(program, x, *tensors)
 
 
 NODE = """
@@ -239,30 +307,29 @@ class {name}(torch.autograd.Function):
         flat = x.ndim == 2
         y, {kept} = run({x}, {read})
         ctx.save_for_backward({saved})
-        ctx.shape = x.shape
-        if y._is_view() or not y.is_contiguous():  # users may view it and write to it
-            y = y.clone(memory_format=torch.contiguous_format)
+        {apart}
         return y if flat else unsafe_view(y, (*x.shape[:-1], y.shape[-1]))
 
     @staticmethod
     def backward(ctx, gy):
         [{saved}] = ctx.saved_tensors
-        if torch.is_grad_enabled() or (not gy.is_meta and torch.is_autocast_enabled(gy.device.type)):
-            return backward_slowly(ctx, gy, ({saved}), differentiate)
-        return differentiate(ctx.shape, gy, {saved})
+        if is_grad_enabled() or is_any_autocast_enabled():
+            return backward_slowly(gy, ({saved}), differentiate)
+        return differentiate(gy, {saved})
 
-def differentiate(shape, gy, {saved}):
-    flat = len(shape) == 2
+def differentiate(gy, {saved}):
+    flat = gy.ndim == 2
     {gradients} = run_backward(gy if flat else gy.reshape(-1, gy.shape[-1]), {again})
     return {results}
 """
+APART = "y = y.clone(memory_format=torch.contiguous_format) if y._is_view() or not y.is_contiguous() else y"
 
 
-def joined(program: Program) -> Callable[..., Tensor]:
+def joined(program: Program) -> type[torch.autograd.Function]:
     """The autograd node that joins forward and backward, written out for the arguments of this program.
 
-    x is saved as it came, and y may be written to. Written as text because loops over arguments cost more than small
-    products.
+    x is saved as it came, and y may be viewed and written to. Written as text because loops over arguments cost more
+    than small products.
     """
     count = program.count
     arguments = [f"a{j}" for j in range(1, count)]
@@ -272,39 +339,43 @@ def joined(program: Program) -> Callable[..., Tensor]:
     found = [f"g{j}" for j in program.wrt]
     results = ["None"] * count
     for j in program.wrt:
-        results[j] = f"g{j}" if j else "g0 if flat else g0.reshape(shape)"
+        results[j] = f"g{j}" if j else "g0 if flat else g0.reshape(*gy.shape[:-1], g0.shape[-1])"
+    name = f"{program.forward_source.name.title().replace('_', '')}Node"
     text = NODE.format(
-        name=f"{program.forward_source.name.title().replace('_', '')}Node",
+        name=name,
         arguments=_listed(arguments),
         kept=_listed(kept),
         x=x,
         read=_listed(f"a{j}" for j in program.read),
         saved=_listed(saved),
+        apart="" if program.forward_source.strided else APART,
         gradients=_listed(found),
         again=_listed(x if name == "x" else name for name in saved),
         results=_listed(results),
     )
     space: dict[str, Any] = {
         "torch": torch,
+        "is_grad_enabled": torch.is_grad_enabled,
+        "is_any_autocast_enabled": torch._C._is_any_autocast_enabled,
         "run": program.forward,
         "run_backward": program.backward,
         "unsafe_view": torch.ops.aten._unsafe_view.default,
         "backward_slowly": backward_slowly,
     }
     exec(compile(text, f"<adaptc node of {program.forward_source.digest}>", "exec"), space)  # our own text
-    apply: Callable[..., Tensor] = next(v for n, v in space.items() if n.endswith("Node")).apply
-    return apply
+    node: type[torch.autograd.Function] = space[name]
+    return node
 
 
 def _listed(names: Iterable[str]) -> str:
     return "".join(f"{name}, " for name in names)
 
 
-def backward_slowly(ctx: Any, gy: Tensor, saved: tuple[Tensor, ...], differentiate: Callable[..., Any]) -> Any:
+def backward_slowly(gy: Tensor, saved: tuple[Tensor, ...], differentiate: Callable[..., Any]) -> Any:
     """A backward under autocast, which must not reach into it, or with create_graph=True: then a second derivative
     must raise, not be dropped."""
     with torch.no_grad(), torch.autocast("cpu" if gy.is_meta else gy.device.type, enabled=False):
-        found = differentiate(ctx.shape, gy, *saved)
+        found = differentiate(gy, *saved)
     if not torch.is_grad_enabled():
         return found
     real = [g for g in found if g is not None]
@@ -312,7 +383,7 @@ def backward_slowly(ctx: Any, gy: Tensor, saved: tuple[Tensor, ...], differentia
     return tuple(None if g is None else next(tied) for g in found)
 
 
-def run(program: Program, x: Tensor, tensors: Sequence[Tensor]) -> Tensor:
+def run(program: Program, x: Tensor, *tensors: Tensor) -> Tensor:
     """One call without autograd."""
     read = [tensors[j - 1] for j in program.read]
     if x.ndim == 2:

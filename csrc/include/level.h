@@ -4,6 +4,7 @@
 #include "blocks.h"
 #include "random.h"
 #include "small_blocks.h"
+#include "steps.h"
 
 namespace {
 
@@ -85,5 +86,5 @@ TARGET void draw(const Draw& c, const std::uint32_t* columns, Index first, Index
 }  // namespace
 
 const adaptc::Level adaptc::LEVEL = {
-    LEVEL_NAME, packed_floats, packed_items, pack, apply, gradient_items, gradient, column_hashes, ::draw,
+    LEVEL_NAME, packed_floats, packed_items, pack, apply, gradient_items, gradient, column_hashes, ::draw, run_steps,
 };

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <new>
+#include <vector>
 
 namespace adaptc {
 
@@ -40,6 +41,38 @@ struct Draw {
     Dtype data;
 };
 
+constexpr int LOOPS = 12;
+
+struct Loop {
+    Index extent, out, a, b;  // strides in entries
+};
+
+// out = scale * sum of a * b over the loops that `out` does not have, or out += it. The last loop is the inner one.
+struct Step {
+    int out, a, b;  // which buffers
+    bool add, sums;  // sums: is the inner loop summed in a register?
+    double scale;
+    Index out_at, a_at, b_at;
+    int loops;
+    Loop loop[LOOPS];
+};
+
+// Steps over float (or, wide, double) buffers: arguments and results by address, then temporaries, then a one.
+class Program {
+  public:
+    Program(std::vector<Step> steps, std::vector<Index> sizes, Index given, bool wide, int level);
+    void run(void** addresses) const;  // `given` addresses, and room for the others
+    Index given() const { return given_; }
+    Index buffers() const { return static_cast<Index>(sizes_.size()); }
+
+  private:
+    std::vector<Step> steps_;
+    std::vector<Index> sizes_;
+    Index given_, room_ = 0;
+    bool wide_;
+    int level_;
+};
+
 // One instruction set. Ranges are of independent outputs: how they are cut never changes a result.
 struct Level {
     const char* name;
@@ -51,6 +84,7 @@ struct Level {
     void (*gradient)(const Gradient&, Index first, Index last);
     void (*columns)(std::uint32_t* hashes, Index k);
     void (*draw)(const Draw&, const std::uint32_t* columns, Index first, Index last);  // rows
+    void (*run_steps)(const Step* steps, Index count, void* const* buffers, bool wide);
 };
 
 extern const Level plain_level;

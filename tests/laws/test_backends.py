@@ -10,6 +10,7 @@ from torch import nn
 
 import adaptc as ac
 from adaptc import env
+from adaptc.case import through
 from adaptc.nn.linear import AdaptedLinear
 
 BACKENDS = ("reference", "aten")
@@ -65,11 +66,14 @@ def test_backends_agree(adapter, shape, use):
     found = {}
     for backend in BACKENDS:
         use(backend)
-        found[backend] = results(copy.deepcopy(layer), x)
-    assert found["aten"][0].shape == (*x.shape[:-1], N)
-    for ours, expected in zip(found["aten"], found["reference"], strict=True):
-        assert ours.dtype == expected.dtype
-        assert_close(ours, expected, repr(adapter))
+        for way in ("plain", "many"):
+            with through(way):
+                found[backend, way] = results(copy.deepcopy(layer), x)
+    for way in ("plain", "many"):
+        assert found["aten", way][0].shape == (*x.shape[:-1], N)
+        for ours, expected in zip(found["aten", way], found["reference", "plain"], strict=True):
+            assert ours.dtype == expected.dtype
+            assert_close(ours, expected, repr(adapter))
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS, ids=repr)

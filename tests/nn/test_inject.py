@@ -335,9 +335,9 @@ def test_set_active_and_disabled():
     ac.set_active(model, "one")
     assert not torch.allclose(model(x), both)
     with ac.disabled(model), ac.disabled(model):
-        assert torch.equal(model(x), plain)
+        close(model(x), plain)
     ac.set_active(model, [])
-    assert torch.equal(model(x), plain)
+    close(model(x), plain)
     ac.set_active(model, ["one", "two"])
     assert torch.equal(model(x), both)
     with pytest.raises(KeyError, match="'three'.*one, two"):
