@@ -13,9 +13,10 @@ from string import ascii_letters
 from adaptc.errors import InternalError
 from adaptc.ir.build import add, batched, conj, contract, scale, transpose_last
 from adaptc.ir.expr import Expr, postorder, rewrite, rewrite_all
+from adaptc.ir.gather import gathered, gathered_back, picks
 from adaptc.ir.matrix import ATTACH, MatMul, Transpose
 from adaptc.ir.operator import AbstractOperator
-from adaptc.ir.prims import Add, Contract, Detach, Leaf, Primitive, Scale
+from adaptc.ir.prims import Add, Contract, Detach, Leaf, Primitive, Scale, Take
 from adaptc.ir.rules import forms
 from adaptc.ir.vjp import vjp
 
@@ -125,6 +126,10 @@ class _Expander:
             return self._multiply(self._multiply(x, first_, transposed), last, transposed)
         if isinstance(e, AbstractOperator):
             return self.lower(e.apply(x)) if transposed else self._adjoint(x, e)
+        if isinstance(e, Take):
+            into, onto = (1, 0) if transposed else (0, 1)
+            y = self._multiply(gathered_back(x, e.index[into], into, e.x.dims[into]), e.x, transposed)
+            return gathered(y, e.index[onto], onto, e.dims[onto])
         raise InternalError(f"cannot apply {type(e).__name__}")
 
     def _adjoint(self, x: Expr, e: AbstractOperator) -> Expr:
@@ -138,7 +143,7 @@ def _composite(e: Expr) -> bool:
     """Can a product with e be split over the parts of e?"""
     if isinstance(e, AbstractOperator):
         return e.ndim == 2 and e.applies()
-    return e.ndim == 2 and isinstance(e, (Transpose, MatMul, Add, Scale))
+    return e.ndim == 2 and (isinstance(e, (Transpose, MatMul, Add, Scale)) or (isinstance(e, Take) and picks(e)))
 
 
 def _structured(e: Expr) -> bool:

@@ -115,6 +115,11 @@ class Strided:
         return _lower(self.arguments, self.results, lambda d: value(d, {TOKENS: rows}))
 
 
+def may_be_strided(e: Expr) -> bool:
+    """Could a value be made by such steps, whatever its form? No elementwise function can, nor a solver."""
+    return isinstance(e, (Add, Broadcast, Constant, Contract, Detach, Put, Reduce, Reshape, Scale, Take))
+
+
 def emit_strided(
     name: str, arguments: Sequence[tuple[str, Expr]], results: Sequence[tuple[Expr, str]], types: Types, head: str
 ) -> Source:

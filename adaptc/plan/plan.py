@@ -37,11 +37,16 @@ class Task:
 
 @dataclass(frozen=True)
 class Choice:
-    """One decision: the place, what was chosen, and what it was chosen from."""
+    """One decision: the place, what was chosen, and what it was chosen from.
+
+    of: what is decided: a "form", an "order", a form "for" one purpose alone, what is "kept" or computed "first".
+    """
 
     where: Expr
     chosen: str
     options: tuple[str, ...]
+    of: str = "form"
+    purpose: str = ""
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,7 @@ class Plan:
     kept: tuple[Kept, ...]
     choices: tuple[Choice, ...]
     seconds: float
+    apart: tuple[float, ...] = ()  # seconds of each purpose, were it alone
 
     @property
     def forward(self) -> list[Expr]:

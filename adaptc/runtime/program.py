@@ -20,7 +20,7 @@ from adaptc.codegen.aten import argument_names, emit
 from adaptc.codegen.native import Kernels
 from adaptc.codegen.source import Source
 from adaptc.codegen.strided import DTYPES as STRIDED
-from adaptc.codegen.strided import NotStrided, emit_strided
+from adaptc.codegen.strided import NotStrided, emit_strided, may_be_strided
 from adaptc.codegen.types import Types, has_rows, wide
 from adaptc.env import options
 from adaptc.errors import UnsupportedError
@@ -33,6 +33,7 @@ from adaptc.plan.plan import Plan, Task, depends_on_tokens
 from adaptc.plan.search import plan
 from adaptc.runtime import native
 from adaptc.runtime.random import bernoulli, uniform
+from adaptc.runtime.sampled import sampled
 from adaptc.runtime.stack import Stack
 from adaptc.runtime.tables import tabulate
 from adaptc.runtime.transforms import walsh_hadamard
@@ -101,6 +102,7 @@ def load(source: Source) -> Callable[..., tuple[Tensor, ...]]:
         "empty_like": torch.empty_like,
         "straight": native.straight,
         "steps": native.steps(source.strided) if source.strided else None,
+        "sampled": sampled,
         "uniform": uniform,
         "bernoulli": bernoulli,
     }
@@ -182,11 +184,11 @@ def few_rows(n: int, k: int) -> int:
 
 def plan_at(stack: Stack, signature: Signature, device: str, m: int) -> Plan:
     """The plan by which m tokens are computed. What is kept for backward is the same for every m."""
-    found = _built_for_few(stack, signature) if device == "cpu" and m <= few_rows(stack.n, stack.k) else None
-    return found.plan if found else plan(task_of(stack, signature[1], planned_as(device)))
+    if m <= few_rows(stack.n, stack.k):
+        return build(stack, signature, device, few=True).plan
+    return plan(task_of(stack, signature[1], planned_as(device)))
 
 
-@functools.lru_cache(maxsize=1024)
 def _built_for_few(stack: Stack, signature: Signature) -> Program | None:
     """All of forward in one native call, and all of backward; None where the steps are of another kind, or too many."""
     dtypes, wants = signature
@@ -194,6 +196,8 @@ def _built_for_few(stack: Stack, signature: Signature) -> Program | None:
     if not native.looks() or len(set(dtypes)) > 1 or dtypes[0] not in STRIDED:
         return None
     many = plan(task_of(stack, wants, "cpu"))
+    if not all(may_be_strided(e) for e in (*many.forward, *many.backward)):
+        return None
     chosen = plan(replace(task_of(stack, wants, "cpu-few", ((TOKENS, rows),)), kept=many.kept))
     try:
         program = assemble(chosen, stack, dtypes, few=True)
