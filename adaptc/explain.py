@@ -25,7 +25,8 @@ from adaptc.ir.prims import Broadcast, Contract, Draw, Leaf, Scale
 from adaptc.ir.printer import brief
 from adaptc.ir.sympy_bridge import to_sympy
 from adaptc.method import CONCRETE, Adapter, Method, symbolic, symbols
-from adaptc.plan.plan import Plan, depends_on_tokens, is_view, total
+from adaptc.plan.plan import NOMINAL, Plan, depends_on_tokens, is_view, total
+from adaptc.plan.plan import max_saved as max_saved_of
 from adaptc.plan.search import candidates, plan
 from adaptc.runtime.program import kernels, plan_at, task_of
 from adaptc.runtime.stack import stack
@@ -94,11 +95,14 @@ def explain(
     dtype: str = "float32",
     device: str = "cpu",
     mode: str = "train",
+    max_saved: str | int | None = None,
 ) -> Report:
     """Everything the compiler decides about one layer, without running it.
 
     n, k, m: outputs, inputs, tokens; left out, they stay symbols and the figures are formulas. dtype: of x (parameters
     are float32 beside 16-bit x). mode: "train" (gradients of x and of every parameter) or "eval".
+    max_saved: the most that may be kept for backward, in bytes (at m tokens, or 1,024) or as "1.5x" of the bytes of x;
+    PlanError if it cannot be.
     """
     bound = adapter() if isinstance(adapter, Method) else adapter
     if mode not in ("train", "eval"):
@@ -108,14 +112,14 @@ def explain(
         raise PlanError(f"x cannot be {dtype}: one of float32, float64, bfloat16, float16")
     text, open_equation = symbolic(bound, n or CONCRETE, k or CONCRETE)
     (rows, cols), note = _sizes(n, k, open_equation)
-    composed = stack(((bound.trace(rows, cols), 0.0),), rows, cols, True, mode == "train")
+    composed = stack(((bound.trace(rows, cols), 0.0),), rows, cols, True, mode == "train", max_saved_of(max_saved))
     trained = {s.leaf for s in composed.equations[0].leaves if s.trainable}
     wants = [mode == "train" and (leaf.role == "token" or leaf in trained) for leaf in composed.arguments]
     at = tuple((s, REPRESENTATIVE) for s in symbols() if not (isinstance(rows, int) and isinstance(cols, int)))
-    task = task_of(composed, wants, device, at)
+    task = task_of(composed, wants, device, at, dtype, NOMINAL if m is None else m)
     bindings = {} if m is None else {TOKENS: m}
     types = _types(composed.arguments, dtype)
-    if m is None or at:
+    if m is None or at or max_saved is not None:
         chosen = plan(task)
     else:
         signature = tuple(types[a] for a in composed.arguments), tuple(wants)

@@ -17,7 +17,9 @@ from adaptc.method import Adapter, Method
 from adaptc.nn.base import STATISTICS, as_adapter, is_transposed, require_dropout, require_linear, require_name
 from adaptc.nn.call import Ask, Mode, fresh_seed, given_tensors, repeated
 from adaptc.nn.leaves import Leaves, Originals
+from adaptc.nn.saved import require_saved
 from adaptc.plan.plan import NOMINAL, Plan
+from adaptc.plan.plan import max_saved as limit
 from adaptc.runtime import ops
 from adaptc.runtime.attach import Wholes, attach
 from adaptc.runtime.program import Program, build, disturbed, few_rows, kind_of, plan_at, run, weight_program
@@ -51,12 +53,14 @@ class AdaptedLinear(nn.Module):
     base: an nn.Linear or transformers' Conv1D, whose parameters this module shows as its own: `weight` and `bias` stay
     where they were in the state dict, leaves are at `adapters.<name>.<leaf>`. dropout: of the adapter's x, while
     training: y = x W^T + b' + D(x) (W' - W)^T. layer: what a method is told that asks for `layer`; `inject` tells it
-    the module's name. y has x's dtype; products accumulate in float32 or wider.
+    the module's name. max_saved: the most that may be kept for backward, in bytes at 1,024 tokens or as "1.5x" of the
+    bytes of x. y has x's dtype; products accumulate in float32 or wider.
     Raises: InjectError for a base that is no linear layer; the equation's own errors.
     """
 
     weight: Tensor
     bias: Tensor | None
+    max_saved: str | int | None
 
     def __init__(
         self,
@@ -65,9 +69,11 @@ class AdaptedLinear(nn.Module):
         name: str = "default",
         dropout: float = 0.0,
         layer: Layer = NAMELESS,
+        max_saved: str | int | None = None,
     ) -> None:
         nn.Module.__init__(self)
         require_linear(base, "the layer")
+        self.max_saved = max_saved
         self._wrap(base)
         bound = as_adapter(adapter)
         equation = bound.trace(self.out_features, self.in_features, layer)
@@ -92,6 +98,7 @@ class AdaptedLinear(nn.Module):
         self.transposed, self.training = is_transposed(base), base.training
         self.adapters = nn.ModuleDict()
         self.dropouts: dict[str, float] = {}
+        self.__dict__.setdefault("max_saved", None)
         self.disabled = 0
         self.given: dict[str, Any] = {}  # what `giving` gives, name -> tensor
         self._folded = False
@@ -139,13 +146,16 @@ class AdaptedLinear(nn.Module):
         return self._leaves(name).equation, self.dropouts.get(name, 0.0)
 
     def _mode(self, parts: tuple[Part, ...], training: bool) -> Mode:
-        composed = stack(parts, self.out_features, self.in_features, self._base_has_bias(), training)
+        n, k = self.out_features, self.in_features
+        composed = stack(parts, n, k, self._base_has_bias(), training, limit(self.max_saved))
         return Mode(composed, ops.register(composed), composed.seeded, tuple(map(Ask.of, composed.given)))
 
     def add(self, name: str, leaves: Leaves, dropout: float = 0.0) -> None:
         """Put another adapter after those that are active."""
         parts = (*(self._part(a) for a in self.active), (leaves.equation, dropout))
         self._mode(parts, training=False)  # raises before anything changes
+        n, k = self.out_features, self.in_features
+        require_saved(parts, n, k, self._base_has_bias(), self.max_saved, self.weight.dtype)
         self.hold(name, leaves, dropout)
         self.active = (*self.active, name)
 

@@ -211,7 +211,8 @@ def _keep(trial: _Trial, y: Expr, gradients: Sequence[Expr], again: Sequence[Exp
         kept.append(Kept(e, reason))
     used = set(reach(gradients, halt))
     found = [k for k in kept if k.node in used]
-    return tuple(k for k in found if not by_token[k.node] or _kept(trial, k.node, KEEP))
+    asked = task.limit is not None  # without a limit, values of parameters alone are too small to be asked for
+    return tuple(k for k in found if not (asked or by_token[k.node]) or _kept(trial, k.node, KEEP))
 
 
 def _kept(trial: _Trial, e: Expr, default: str) -> bool:
@@ -236,11 +237,6 @@ def price(plan: Plan) -> float:
         return plan.seconds
     base = 2 * entries(plan.y.dims, task.size) * _inner(task) / where.flops
     x = task.size(plan.y.dims[0]) * _inner(task) or 1
-    return plan.seconds + WORTH * base * saved_entries(plan) / x
-
-
-def saved_entries(plan: Plan) -> int:
-    """Entries kept from forward to backward, x among them."""
-    size = plan.task.size
-    own = [e for e in plan.inputs if e.role == "token"]
-    return sum(int(entries(e.dims, size)) for e in (*own, *(k.node for k in plan.kept)))
+    own = [e for e in plan.read if e.role == "token"]
+    saved = sum(int(entries(e.dims, task.size)) for e in (*own, *(k.node for k in plan.kept)))
+    return plan.seconds + WORTH * base * saved / x

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+from adaptc.errors import PlanError
 from adaptc.plan.evaluate import AGAIN, PURPOSES, Chosen, Key, evaluate, price
 from adaptc.plan.plan import Choice, Plan, Task
 
@@ -26,26 +28,57 @@ Change = tuple[tuple[Key, str], ...]
 
 @functools.lru_cache(maxsize=512)
 def plan(task: Task) -> Plan:
-    """The best plan found by descent, over orders, forms and the rest in turn: of all changes at one site the best is
-    made, until none gains."""
-    best, met = evaluate(task, {})
-    chosen: dict[Key, str] = {}
+    """The plan of the least price that keeps to the task's limit. Raises PlanError, naming the least that can be kept.
+
+    Found by descent, over orders, forms and the rest in turn: of all changes at one site the best is made, until none
+    gains.
+    """
+    best, chosen = _descent(task, {}, _price)
+    if best.excess:
+        best, _ = _descent(task, chosen, lambda p: (float(p.excess), price(p)))
+    if best.excess:
+        raise PlanError(_too_little(best))
+    return best
+
+
+def _price(found: Plan) -> tuple[float, float]:
+    return 0.0, price(found)
+
+
+def _too_little(found: Plan) -> str:
+    limit = found.task.limit
+    assert limit is not None
+    if isinstance(limit.amount, int):
+        bytes_ = found.saved_bytes(limit.rows, limit.item, limit.wide)
+        return f"max_saved is {limit.amount} bytes at {limit.rows} tokens; the least that can be kept is {bytes_} bytes"
+    least = math.ceil(found.saved_bytes(1, limit.item, limit.wide) / found.x_bytes * 1e4) / 1e4
+    return f"max_saved is '{limit.amount:g}x' of the bytes of x; the least that can be kept is '{least:g}x'"
+
+
+def _descent(task: Task, start: Chosen, worth: Callable[[Plan], tuple[float, float]]) -> tuple[Plan, Chosen]:
+    best, met = evaluate(task, start)
+    chosen: Chosen = start
     settled = 0
     tied: dict[tuple[Key, str], Plan] = {}
     hopeless: set[Change] = set()
     for stage in itertools.cycle(STAGES):
-        changes = _changes(met, stage)
-        changes = [c for c in changes if c not in hopeless and all(_worth_parting(best, *one, tied) for one in c)]
+        changes = [c for c in _changes(met, stage) if c not in hopeless]
+        if not best.excess:
+            changes = [c for c in changes if all(_worth_parting(best, *one, tied) for one in c)]
         found = [(*evaluate(task, {**chosen, **dict(c)}), {**chosen, **dict(c)}) for c in changes[:CHANGES]]
         hopeless.update(c for c, f in zip(changes, found, strict=False) if price(f[0]) > HOPELESS * price(best))
         if stage == FORMS:
             tied = {c[0]: f[0] for c, f in zip(changes, found, strict=False)}
-        better = min(found, key=lambda f: price(f[0]), default=None)
-        if better is not None and price(better[0]) < price(best) * (1 - 1e-9):
+        better = min(found, key=lambda f: worth(f[0]), default=None)
+        if better is not None and _less(worth(better[0]), worth(best)):
             (best, met, chosen), settled = better, 0
         elif (settled := settled + 1) == len(STAGES):
             break
-    return best
+    return best, chosen
+
+
+def _less(a: tuple[float, float], b: tuple[float, float]) -> bool:
+    return a[0] < b[0] or (a[0] == b[0] and a[1] < b[1] * (1 - 1e-9))
 
 
 def _changes(met: dict[Key, Choice], stage: tuple[str, ...]) -> list[Change]:

@@ -29,7 +29,7 @@ from adaptc.ir.dims import TOKENS, Shape, show
 from adaptc.ir.expr import Expr, postorder
 from adaptc.ir.prims import Leaf
 from adaptc.ir.printer import brief, formula
-from adaptc.plan.plan import Plan, Task, depends_on_tokens
+from adaptc.plan.plan import NOMINAL, Limit, Plan, Task, depends_on_tokens
 from adaptc.plan.search import plan
 from adaptc.runtime import native
 from adaptc.runtime.random import bernoulli, uniform
@@ -124,10 +124,24 @@ def load(source: Source) -> Callable[..., tuple[Tensor, ...]]:
     return run
 
 
-def task_of(stack: Stack, wants: Sequence[bool], device: str, at: tuple[tuple[object, int], ...] = ()) -> Task:
-    """What a layer must compute, given which of its arguments want gradients. at: values for symbolic sizes."""
+ITEMS = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+
+
+def task_of(
+    stack: Stack,
+    wants: Sequence[bool],
+    device: str,
+    at: tuple[tuple[object, int], ...] = (),
+    dtype: str = "float32",
+    rows: int = NOMINAL,
+) -> Task:
+    """What a layer must compute, given which of its arguments want gradients. at: values for symbolic sizes. dtype: of
+    x, and rows its number, where what may be kept has a limit."""
     wrt = tuple(leaf for leaf, want in zip(stack.arguments, wants, strict=True) if want)
-    return Task(stack.output, stack.gy, wrt, device, at)
+    limit = None
+    if stack.max_saved is not None and wrt:
+        limit = Limit(stack.max_saved, ITEMS[dtype], 8 if dtype == "float64" else 4, rows)
+    return Task(stack.output, stack.gy, wrt, device, at, limit=limit)
 
 
 def planned_as(device: str) -> str:
@@ -169,7 +183,7 @@ def build(stack: Stack, signature: Signature, device: str, few: bool = False) ->
         found = _built_for_few(stack, signature)
         if found is not None:
             return found
-    chosen = plan(task_of(stack, wants, planned_as(device)))
+    chosen = plan(task_of(stack, wants, planned_as(device), dtype=dtypes[0]))
     _tell(chosen, stack)
     program = assemble(chosen, stack, dtypes, kernels(device))
     if options().debug:
@@ -186,7 +200,7 @@ def plan_at(stack: Stack, signature: Signature, device: str, m: int) -> Plan:
     """The plan by which m tokens are computed. What is kept for backward is the same for every m."""
     if m <= few_rows(stack.n, stack.k):
         return build(stack, signature, device, few=True).plan
-    return plan(task_of(stack, signature[1], planned_as(device)))
+    return plan(task_of(stack, signature[1], planned_as(device), dtype=signature[0][0]))
 
 
 def _built_for_few(stack: Stack, signature: Signature) -> Program | None:
@@ -195,7 +209,7 @@ def _built_for_few(stack: Stack, signature: Signature) -> Program | None:
     rows = few_rows(stack.n, stack.k)
     if not native.looks() or len(set(dtypes)) > 1 or dtypes[0] not in STRIDED:
         return None
-    many = plan(task_of(stack, wants, "cpu"))
+    many = plan(task_of(stack, wants, "cpu", dtype=dtypes[0]))
     if not all(may_be_strided(e) for e in (*many.forward, *many.backward)):
         return None
     chosen = plan(replace(task_of(stack, wants, "cpu-few", ((TOKENS, rows),)), kept=many.kept))
