@@ -71,7 +71,9 @@ def gralora():
 
 def deft(method):
     config = peft.DeftConfig(r=4, decomposition_method=method, alpha=6, **TARGET)
-    return Other(config, {"r": 4, "alpha": 6.0, "decomposition": method}, same(P="deft_P.default", R="deft_R.default"), {})
+    return Other(
+        config, {"r": 4, "alpha": 6.0, "decomposition": method}, same(P="deft_P.default", R="deft_R.default"), {}
+    )
 
 
 def glora():
