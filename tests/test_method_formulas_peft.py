@@ -1,4 +1,4 @@
-"""As test_method_formulas.py, for the methods whose source is PEFT: formulas written anew in torch, in float64, to 1e-10."""
+"""As test_method_formulas.py, for the methods whose source is PEFT: formulas written anew, in float64, to 1e-10."""
 
 from __future__ import annotations
 

@@ -178,7 +178,8 @@ def _off_diagonal(generator, k, count):
 def frod(W, *, layer, sparse_rate=0.01, seed=0):
     """FRoD: W' = U (S + diag(l)) V^T, V frozen and shared by the layers of a kind, S sparse, off the diagonal.
 
-    S starts at zero. U diag(l) = W V^-T with columns of length one in U (frozen) and l trained, so that W' = W at the start.
+    S starts at zero; U diag(l) = W V^-T with columns of length one in U (frozen) and l trained, so that W' = W at the
+    start.
     Source: PEFT 0.21.2, not the paper's text. There V is a joint decomposition of all weights of a kind; an equation
     sees one layer, so V holds the right singular vectors of the first layer of the kind.
     """
