@@ -44,5 +44,8 @@ def waveft(W, *, n_frequency=2592, alpha=25.0, seed=777):
     c = ac.param("c", (n_frequency,), "zeros")
     at = ac.frozen("at", (n_frequency,), ac.randperm(n * k), seed=seed, store=False)
     S, haar = ac.reshape(ac.scatter(c, [at], (n * k,)), (n, k)), ac.hadamard_transform(2) / 2**0.5
-    H = [ac.hstack([ac.kron(ac.identity(-(-d // 2)), haar[:, i : i + 1]) for i in (0, 1)])[:d, :d] for d in (n, k)]
+    H = []
+    for d, h in ((n, -(-n // 2)), (k, -(-k // 2))):
+        pairs = ac.permutation([half * h + i for i in range(h) for half in (0, 1)])
+        H.append((ac.kron(ac.identity(h), haar) @ pairs)[:d, :d])
     return W + alpha * (H[0] @ S @ H[1].T)
