@@ -115,9 +115,10 @@ def vblora(W, leaf, _):
 
 def unilora(W, leaf, _):
     n, k = W.shape
-    count = torch.bincount(leaf.at, minlength=10)
+    at = leaf.at % 10
+    count = torch.bincount(at, minlength=10)
     assert count.max() - count.min() <= 1
-    entries = torch.stack([leaf.z[i] / math.sqrt(3 * count[i]) for i in leaf.at.tolist()])
+    entries = torch.stack([leaf.z[i] / math.sqrt(3 * count[i]) for i in at.tolist()])
     A, B = entries[: 4 * k].view(4, k), entries[4 * k :].view(n, 4)
     return W + B @ A
 
@@ -150,9 +151,9 @@ def osf(W, leaf, _):
 def frod(W, leaf, start):
     k, V = W.shape[1], leaf.V
     M = torch.diag(leaf.l)
-    for (i, j), s in zip(leaf.at.T.tolist(), leaf.s, strict=True):
-        assert i != j
-        M[i, j] += s
+    places = [(i, j) for i, j in itertools.product(range(k), repeat=2) if i != j]
+    for at, s in zip(leaf.at.tolist(), leaf.s, strict=True):
+        M[places[at]] += s
     C = W @ torch.linalg.inv(V).T
     U = torch.stack([C[:, j] / max(start.l[j], 1e-12) for j in range(k)], dim=1)
     return U @ M @ V.T

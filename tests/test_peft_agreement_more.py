@@ -117,11 +117,18 @@ def vblora():
 
 
 def unilora():
-    def at(theirs):
-        return torch.cat([getattr(theirs, f"unilora_indices_{v}")["default"].flatten() for v in "AB"])
+    def frequent(*indices):  # the numbers, those that occur once more first, as ours count
+        return torch.cat([i.flatten() for i in indices]).bincount(minlength=10).argsort(descending=True, stable=True)
 
-    config = peft.UniLoraConfig(r=4, theta_d_length=10, **TARGET)
-    return Other(config, {"d": 10}, same(z="unilora_theta_d.default"), {"at": at})
+    def at(theirs):
+        indices = [getattr(theirs, f"unilora_indices_{v}")["default"] for v in "AB"]
+        place = frequent(*indices).argsort()[torch.cat([i.flatten() for i in indices])]
+        before = torch.stack([(place[:t] == p).sum() for t, p in enumerate(place)])
+        return place + 10 * before
+
+    paths = ("unilora_theta_d.default", "unilora_indices_A.default", "unilora_indices_B.default")
+    leaves = {"z": (paths, lambda z, *indices: z[frequent(*indices)])}
+    return Other(peft.UniLoraConfig(r=4, theta_d_length=10, **TARGET), {"d": 10}, leaves, {"at": at})
 
 
 def tinylora():
@@ -222,7 +229,8 @@ def pair(title: str, n: int, k: int) -> tuple[Other, nn.Module, ac.AdaptedLinear
     layer = ac.AdaptedLinear(ours.requires_grad_(False), catalogue()[name](**other.hyper))
     leaves = layer.leaves()
     if name == "frod":
-        assert torch.equal(leaves["at"], theirs.frod_s_indices["default"])
+        rows, cols = theirs.frod_s_indices["default"]  # off the diagonal, row by row
+        assert torch.equal(leaves["at"], rows * (k - 1) + cols - (cols > rows).long())
     with torch.no_grad():
         for leaf in leaves.keys() & other.fix.keys():
             leaves[leaf].copy_(other.fix[leaf](theirs))

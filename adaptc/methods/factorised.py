@@ -3,8 +3,6 @@
 from functools import partial
 from zlib import crc32
 
-import torch
-
 import adaptc as ac
 
 
@@ -167,13 +165,6 @@ def osf(W, *, rank=None):
     return W + X @ ac.diag(S) @ Y - ac.initial(U @ ac.diag(S) @ V)
 
 
-def _off_diagonal(generator, k, count):
-    """Rows and columns of `count` random places of a k x k matrix that are not on its diagonal."""
-    at = torch.randperm(k * (k - 1), generator=generator)[:count]
-    rows, cols = at // max(k - 1, 1), at % max(k - 1, 1)
-    return torch.stack([rows, cols + (cols >= rows)])
-
-
 @ac.adapter
 def frod(W, *, layer, sparse_rate=0.01, seed=0):
     """FRoD: W' = U (S + diag(l)) V^T, V frozen and shared by the layers of a kind, S sparse, off the diagonal.
@@ -189,17 +180,19 @@ def frod(W, *, layer, sparse_rate=0.01, seed=0):
     l = ac.param("l", (k,), ac.norm(C, axis=0))
     U = ac.initial(C @ ac.diag(1 / ac.maximum(l, 1e-12)))
     count = min(max(1, int(sparse_rate * k * k)), k * (k - 1))
-    at = ac.frozen("at", (2, count), partial(_off_diagonal, k=k, count=count), seed=seed, dtype="int64")
-    return U @ (ac.scatter(ac.param("s", (count,), "zeros"), at, (k, k)) + ac.diag(l)) @ V.T
+    at = ac.frozen("at", (count,), ac.randperm(k * (k - 1)), seed=seed, store=False)
+    S = ac.reshape(ac.scatter(ac.param("s", (count,), "zeros"), [at], (k * (k - 1),)), (k - 1, k))
+    rest = ac.hstack([S, ac.reshape(l[1:], (k - 1, 1))])  # from the first diagonal entry on
+    return U @ ac.reshape(ac.hstack([l[:1], ac.reshape(rest, (k * k - 1,))]), (k, k)) @ V.T
 
 
 def _clusters(W, generator, r, count, steps=10):
     """K-means on the rows of the r left singular vectors of W, from `count` random rows."""
-    U = torch.linalg.svd(W, full_matrices=False)[0][:, :r].cpu()
-    centres = U[torch.randperm(len(U), generator=generator)[:count]]
+    U = W.cpu().svd()[0][:, :r]
+    centres = U[U.new_ones(len(U)).multinomial(count, generator=generator)]
     for _ in range(steps):
-        at = torch.cdist(U, centres).argmin(1)
-        sums = torch.zeros_like(centres).index_add_(0, at, U)
+        at = (U[:, None] - centres).norm(dim=2).argmin(1)
+        sums = centres.new_zeros(centres.shape).index_add_(0, at, U)
         centres = sums / at.bincount(minlength=count).clamp(min=1)[:, None]
     return at
 

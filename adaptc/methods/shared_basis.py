@@ -1,10 +1,7 @@
 """Few trained numbers on random factors, or on factors that all layers share."""
 
 import math
-from functools import partial
 from zlib import crc32
-
-import torch
 
 import adaptc as ac
 
@@ -126,11 +123,6 @@ def vblora(W, *, r=4, vectors=256, length=256, topk=2):
     return W + ac.reshape(piece["B"], (n, r)) @ ac.reshape(piece["A"], (k, r)).T
 
 
-def _balanced(generator, d, count):
-    """Whole numbers below d in random order, each as often as any other but for one."""
-    return torch.randperm(count, generator=generator) % d
-
-
 @ac.adapter(identity=False)
 def unilora(W, *, layer, r=4, d=256, layers=1, seed=42):
     """Uni-LoRA: W' = W + B A, every entry one of d shared trained numbers z, divided by the root of its occurrences.
@@ -140,8 +132,9 @@ def unilora(W, *, layer, r=4, d=256, layers=1, seed=42):
     equation sees one: `layers` is how many equal ones there are. The draw is a layer's own.
     """
     (n, k), key = W.shape, crc32(f"{seed} {layer.name}".encode())
-    z = ac.param("z", (d,), ac.uniform(-0.02, 0.02), shared="z")
-    at = ac.frozen("at", (r * (k + n),), partial(_balanced, d=d, count=r * (k + n)), seed=key, dtype="int64")
-    count = ac.scatter(ac.frozen("ones", at.shape, "ones", seed=key + 1, store=False), [at], (d,))
-    entries = ac.take(z / ac.sqrt(layers * ac.maximum(count, 1)), at, axis=0)
+    z, (often, more) = ac.param("z", (d,), ac.uniform(-0.02, 0.02), shared="z"), divmod(r * (k + n), d)
+    at = ac.frozen("at", (r * (k + n),), ac.randperm(r * (k + n)), seed=key, store=False)
+    parts = ((0, more, often + 1), (more, d, often or 1))
+    z = ac.hstack([z[a:b] / (layers * count) ** 0.5 for a, b, count in parts if a < b])
+    entries = ac.take(ac.tile(z, at.shape), at, axis=0)
     return W + ac.reshape(entries[r * k :], (n, r)) @ ac.reshape(entries[: r * k], (r, k))
