@@ -179,6 +179,8 @@ def frod(W, *, layer, sparse_rate=0.01, seed=0):
     C = W @ ac.inverse(V).T
     l = ac.param("l", (k,), ac.norm(C, axis=0))
     U = ac.initial(C @ ac.diag(1 / ac.maximum(l, 1e-12)))
+    if k == 1:
+        return U @ ac.diag(l) @ V.T
     count = min(max(1, int(sparse_rate * k * k)), k * (k - 1))
     at = ac.frozen("at", (count,), ac.randperm(k * (k - 1)), seed=seed, store=False)
     S = ac.reshape(ac.scatter(ac.param("s", (count,), "zeros"), [at], (k * (k - 1),)), (k - 1, k))
