@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from string import ascii_letters
 
 from adaptc.errors import InternalError
-from adaptc.ir.build import add, batched, conj, contract, scale, transpose_last
+from adaptc.ir.build import add, batched, conj, contract, is_zero, scale, transpose_last
 from adaptc.ir.expr import Expr, postorder, rewrite, rewrite_all
 from adaptc.ir.gather import gathered, gathered_back, picks
 from adaptc.ir.matrix import ATTACH, MatMul, Transpose
@@ -181,10 +181,19 @@ def _inline(node: Contract) -> Expr:
 
 
 def settled(roots: Sequence[Expr]) -> list[Expr]:
-    """Expressions with their derivatives taken: Detach has done its work, contractions are flat."""
-    return rewrite_all(
-        roots, lambda e: e.x if isinstance(e, Detach) else _inline(e) if isinstance(e, Contract) else None
-    )
+    """Expressions with their derivatives taken: Detach has done its work, what it kept apart cancels, contractions are
+    flat."""
+    if any(isinstance(e, Detach) for e in postorder(*roots)):
+        roots = rewrite_all(roots, _attached)
+    return rewrite_all(roots, lambda e: _inline(e) if isinstance(e, Contract) else None)
+
+
+def _attached(e: Expr) -> Expr | None:
+    if isinstance(e, Detach):
+        return e.x
+    if isinstance(e, Add):
+        return add(*e.terms)
+    return contract(e.spec, *e.operands) if isinstance(e, Contract) and any(map(is_zero, e.operands)) else None
 
 
 def primitive(root: Expr) -> bool:
