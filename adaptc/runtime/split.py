@@ -33,9 +33,7 @@ def split(
         return None
     needs = _among(arguments, reach(held, ())) or [W]  # whose device says where tables are
     read = [x, *(a for a in _among(arguments, reach([chosen.y], held)) if a is not x)]
-    parameters = write(
-        f"{name}_parameters", [(names[a], a) for a in needs], [(e, types[e]) for e in held], types, head
-    )
+    parameters = write(f"{name}_parameters", [(names[a], a) for a in needs], [(e, types[e]) for e in held], types, head)
     given = replace(types, given={**types.given, **{e: types[e] for e in held}}, _known={})
     values = [(f"kept{j}", e) for j, e in enumerate(held)]
     forward = write(
