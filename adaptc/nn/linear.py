@@ -16,6 +16,7 @@ from adaptc.errors import DtypeError, InjectError, MergeError, ShapeError, Unsup
 from adaptc.method import Adapter, Method
 from adaptc.nn.base import STATISTICS, as_adapter, is_transposed, require_dropout, require_linear, require_name
 from adaptc.nn.call import Ask, Mode, fresh_seed, given_tensors, repeated
+from adaptc.nn.hoisted import PLAIN, Held
 from adaptc.nn.leaves import Leaves, Originals
 from adaptc.nn.saved import require_saved
 from adaptc.plan.plan import NOMINAL, Plan
@@ -40,7 +41,8 @@ HOOKS = tuple(
     )
 )
 NAMELESS = Layer("")
-PLAIN = (Tensor, nn.Parameter)
+MADE = ("_programs", "_modes", "_sources", "_width", "_has_bias", "_late", "_few", "_again", "_held")
+"""What a layer makes again where it is loaded."""
 ROUTES = ("plain", "many", "op")
 route = "plain"
 """The way of a call on plain tensors: the fastest, as with many tokens, or through the registered operators; the tests
@@ -134,6 +136,7 @@ class AdaptedLinear(nn.Module):
         self._sources = [source for a in names for source in self._leaves(a).sources()]
         self._programs: dict[Any, tuple[Program, bool]] = {}
         self._again: dict[tuple[bool, bool], Any] = {}
+        self._held = Held()
         self._few = few_rows(self.out_features, self.in_features) * self._width
 
     def _base_has_bias(self) -> bool:
@@ -259,14 +262,17 @@ class AdaptedLinear(nn.Module):
             y: Tensor = Transformed.apply(program, x.reshape(-1, x.shape[-1]), *tensors)[0]  # type: ignore[no-untyped-call]
             return y.reshape(*x.shape[:-1], y.shape[-1])
         self._remember(program, wants, mode, x)
-        return program.call(x, *tensors) if wants else run(program, x, *tensors)
+        if wants:
+            return program.call(x, *tensors)
+        own = self._parameters.get("weight") is not None  # a parametrization gives another in every call
+        return self._held.run(program, x, *tensors) if own else run(program, x, *tensors)
 
     def _remember(self, program: Program, wants: bool, mode: Mode, x: Tensor) -> None:
         """Make the next call of this kind short, if nothing is needed for it but x and the tensors of the layer."""
         self._again.pop((self.training, torch.is_grad_enabled()), None)
         if mode.asks or mode.seeded or self.transposed or disturbed():
             return
-        target = program.direct if wants else functools.partial(run, program)
+        target = program.direct if wants else functools.partial(self._held.run, program)
         again = repeated(x, self._parameters, self._sources, target, self._few)
         if again is not None:
             self._again[self.training, torch.is_grad_enabled()] = again
@@ -293,6 +299,11 @@ class AdaptedLinear(nn.Module):
                 f"'{self._late[0]}' was attached while the weight was on the meta device: load the weights, "
                 "or call ac.reset(model) once they are there"
             )
+
+    def train(self, mode: bool = True) -> AdaptedLinear:
+        """As nn.Module's. What is held between calls without gradients is dropped."""
+        self._held.drop()
+        return super().train(mode)
 
     def _apply(self, fn: Any, recurse: bool = True) -> AdaptedLinear:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -387,6 +398,7 @@ class AdaptedLinear(nn.Module):
     def fold(self, weight: Tensor, bias: Tensor | None, reversible: bool) -> None:
         """Write the folded weight."""
         self._again = {}
+        self._held.drop()
         if reversible:
             self.originals = Originals(self.weight, self.bias, self.bias is not None)
         else:
@@ -403,6 +415,7 @@ class AdaptedLinear(nn.Module):
         if not self.merged:
             raise MergeError("the layer is not merged")
         originals = self._originals()
+        self._held.drop()
         self.weight.copy_(originals.weight)  # type: ignore[arg-type]
         if originals.had_bias:
             self.bias.copy_(originals.bias)  # type: ignore[union-attr, arg-type]
@@ -449,6 +462,7 @@ class AdaptedLinear(nn.Module):
         """Base weights that come without leaves: what was computed from the old W is computed again."""
         if self.merged:
             raise MergeError("the layer is merged: unmerge it before loading a state dict")
+        self._held.drop()
         comes, plain = f"{prefix}weight" in state_dict, not any(k.startswith(f"{prefix}adapters.") for k in state_dict)
         mine = [(name, self._leaves(name)) for name in self.adapters]
         for name, leaves in mine if comes and plain else ():
@@ -473,17 +487,7 @@ class AdaptedLinear(nn.Module):
         self.active = self._active
 
     def __getstate__(self) -> dict[str, Any]:
-        made = (
-            "_programs",
-            "_modes",
-            "_sources",
-            "_width",
-            "_has_bias",
-            "_late",
-            "_few",
-            "_again",
-        )  # made again where it is loaded
-        return {key: value for key, value in self.__dict__.items() if key not in made}
+        return {key: value for key, value in self.__dict__.items() if key not in MADE}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]

@@ -34,6 +34,7 @@ from adaptc.plan.search import plan
 from adaptc.runtime import native
 from adaptc.runtime.random import bernoulli, uniform
 from adaptc.runtime.sampled import sampled
+from adaptc.runtime.split import Split, split
 from adaptc.runtime.stack import Stack
 from adaptc.runtime.tables import tabulate
 from adaptc.runtime.transforms import walsh_hadamard
@@ -60,6 +61,7 @@ class Program:
     saves_x: bool
     kept: tuple[tuple[Shape, str], ...] = ()  # sizes and dtypes of what passes from forward to backward
     by_row: bool = False  # is a row of y, and of what is kept, a function of its row of x and the parameters alone?
+    split: Split | None = None  # the forward in two, where values may be held between calls without gradients
 
     @functools.cached_property
     def node(self) -> type[torch.autograd.Function] | None:
@@ -80,6 +82,18 @@ class Program:
     def forward(self) -> Callable[..., tuple[Tensor, ...]]:
         """The compiled forward."""
         return load(self.forward_source)
+
+    @functools.cached_property
+    def parameters(self) -> Callable[..., tuple[Tensor, ...]]:
+        """The compiled first part of the split."""
+        assert self.split is not None
+        return load(self.split.parameters_source)
+
+    @functools.cached_property
+    def rest(self) -> Callable[..., tuple[Tensor, ...]]:
+        """The compiled second part of the split."""
+        assert self.split is not None
+        return load(self.split.forward_source)
 
     @functools.cached_property
     def backward(self) -> Callable[..., tuple[Tensor, ...]]:
@@ -180,9 +194,7 @@ def build(stack: Stack, signature: Signature, device: str, few: bool = False) ->
     dtypes, wants = signature
     start = time.perf_counter()
     if few and device == "cpu":
-        found = _built_for_few(stack, signature)
-        if found is not None:
-            return found
+        return _built_for_few(stack, signature) or build(stack, signature, device)
     chosen = plan(task_of(stack, wants, planned_as(device), dtype=dtypes[0]))
     _tell(chosen, stack)
     program = assemble(chosen, stack, dtypes, kernels(device))
@@ -260,9 +272,9 @@ def assemble(
     results = [(chosen.y, dtypes[0]), *((e, types[e]) for e in kept)]
     forward = write(f"{name}_forward", [(names[a], a) for a in used], results, types, head)
     if not chosen.gradients:
-        return Program(
-            chosen, len(arguments), forward, None, _positions(used, arguments), (), (), False, (), _by_row(stack, kept)
-        )
+        parts = None if few or kept else split(chosen, names, types, write, name, head)
+        read, by_row = _positions(used, arguments), _by_row(stack, kept)
+        return Program(chosen, len(arguments), forward, None, read, (), (), False, (), by_row, parts)
     inputs = [a for a in arguments if a in set(chosen.inputs)]
     back_types = Types(types.token, types.wide, {**given, **{e: types[e] for e in kept}, stack.gy: dtypes[0]})
     back_arguments = [
@@ -403,10 +415,19 @@ def backward_slowly(gy: Tensor, saved: tuple[Tensor, ...], differentiate: Callab
 
 def run(program: Program, x: Tensor, *tensors: Tensor) -> Tensor:
     """One call without autograd."""
-    read = [tensors[j - 1] for j in program.read]
+    return _on_rows(program.forward, x, [tensors[j - 1] for j in program.read])
+
+
+def run_rest(program: Program, values: Sequence[Tensor], x: Tensor, *tensors: Tensor) -> Tensor:
+    """One call without autograd, given the values of the parameters alone."""
+    assert program.split is not None
+    return _on_rows(program.rest, x, [*(tensors[j - 1] for j in program.split.read), *values])
+
+
+def _on_rows(forward: Callable[..., tuple[Tensor, ...]], x: Tensor, read: list[Tensor]) -> Tensor:
     if x.ndim == 2:
-        return program.forward(x, *read)[0].contiguous()
-    y = program.forward(x.reshape(-1, x.shape[-1]), *read)[0].contiguous()
+        return forward(x, *read)[0].contiguous()
+    y = forward(x.reshape(-1, x.shape[-1]), *read)[0].contiguous()
     return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
