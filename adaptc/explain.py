@@ -28,7 +28,8 @@ from adaptc.method import CONCRETE, Adapter, Method, symbolic, symbols
 from adaptc.plan.plan import NOMINAL, Plan, depends_on_tokens, is_view, total
 from adaptc.plan.plan import max_saved as max_saved_of
 from adaptc.plan.search import candidates, plan
-from adaptc.runtime.program import kernels, plan_at, task_of
+from adaptc.runtime.planning import task_of
+from adaptc.runtime.program import kernels, plan_at
 from adaptc.runtime.stack import stack
 
 BYTES = {
