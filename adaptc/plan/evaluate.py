@@ -32,7 +32,8 @@ WORTH = 0.25  # of a base product per entry: what costs as much to recompute is 
 CHEAP = 16  # flops an entry: such a value is never kept
 LITTLE = 0.25  # of x: what is smaller may be kept in its place
 TURNED = 4  # passes over the operands of a sampled product: they are transposed, and read by column
-MANY = 16  # contractions whose parts are compared, and parts that may come first
+MANY = 16  # contractions whose parts are compared
+PARTS = 4  # of them, that may be computed first
 SMALL = 0.01  # of y: larger values of parameters alone are always computed again
 
 
@@ -133,7 +134,8 @@ def _first(trial: _Trial, orders: Orders, gradients: Sequence[Expr]) -> None:
     names: Counter[Name] = Counter()
     for e in every[:MANY]:
         names.update(_over_tokens(e))
-    for spec, operands in [name for name, count in names.items() if count > 1][:MANY]:
+    shared_most = sorted((n for n, count in names.items() if count > 1), key=lambda n: (-names[n], len(n[1])))
+    for spec, operands in shared_most[:PARTS]:
         shared = Contract(spec, operands)
         if trial.pick(Key("first", shared.digest), shared, (NEEDED, FIRST), NEEDED) == FIRST:
             orders.order(shared)

@@ -85,6 +85,9 @@ class _Search:
         self.letters = [t for t, _ in pairs]
         self.operands = [op for _, op in pairs]
         self.sizes = {c: orders.size(d) for t, op in pairs for c, d in zip(t, op.dims, strict=True)}
+        self._bits = {c: j for j, c in enumerate(self.sizes)}
+        self._sets: dict[str, int] = {}
+        self._counts: dict[int, int] = {}
         self.tokens = {c for t, op in pairs for c, d in zip(t, op.dims, strict=True) if d == TOKENS}
         self.trees: dict[int, Expr] = {1 << j: op for j, op in enumerate(self.operands)}
         self.outs: dict[int, str] = {1 << j: t for j, t in enumerate(self.letters)}
@@ -146,27 +149,38 @@ class _Search:
 
     def splits(self, mask: int, out: str) -> list[tuple[float, int, int]]:
         """Every way to make a subset of two."""
-        found = []
+        found, result = [], self.letter_set(out)
         part = (mask - 1) & mask
         while part:
             other = mask ^ part
             if part > other:
                 before = self.solve(part) + self.solve(other)
-                found.append((before + self.seconds(self.outs[part], self.outs[other], out), part, other))
+                left, right = self.letter_set(self.outs[part]), self.letter_set(self.outs[other])
+                found.append((before + self.seconds(left, right, result), part, other))
             part = (part - 1) & mask
         return found
 
-    def seconds(self, left: str, right: str, out: str) -> float:
+    def letter_set(self, letters: str) -> int:
+        """Letters as a bit mask."""
+        if letters not in self._sets:
+            self._sets[letters] = sum(1 << self._bits[c] for c in letters)
+        return self._sets[letters]
+
+    def seconds(self, left: int, right: int, out: int) -> float:
         """Time of one product of two tensors by their letters."""
-        work = self._count(set(left) | set(right))
-        moved = self._count(set(left)) + self._count(set(right)) + self._count(set(out))
-        flops = 2 * work if set(left) & set(right) - set(out) else work
+        work = self._count(left | right)
+        moved = self._count(left) + self._count(right) + self._count(out)
+        flops = 2 * work if left & right & ~out else work
         return self.orders.device.seconds(flops, ITEM * moved)
 
-    def _count(self, letters: set[str]) -> int:
-        total = 1
-        for c in letters:
-            total *= self.sizes[c]
+    def _count(self, letters: int) -> int:
+        total = self._counts.get(letters)
+        if total is None:
+            total = 1
+            for c, bit in self._bits.items():
+                if letters >> bit & 1:
+                    total *= self.sizes[c]
+            self._counts[letters] = total
         return total
 
     def join(self, left: int, right: int, out: str) -> Expr:
