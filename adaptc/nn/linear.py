@@ -130,7 +130,8 @@ class AdaptedLinear(nn.Module):
         self._programs: dict[Any, tuple[Program, bool]] = {}
         self._again: dict[tuple[bool, bool], Any] = {}
         self._held = Held()
-        self._few = few_rows(self.out_features, self.in_features) * self._width
+        n, k = self.out_features, self._width
+        self._few = tuple(few_rows(n, k, wants) * k for wants in (False, True))
 
     def _base_has_bias(self) -> bool:
         """Does the base have a bias of its own? A merge may have added one."""
@@ -263,7 +264,7 @@ class AdaptedLinear(nn.Module):
         if mode.asks or mode.seeded or self.transposed or disturbed():
             return
         target = program.direct if wants else functools.partial(self._held.run, program)
-        again = repeated(x, self._parameters, self._sources, target, self._few)
+        again = repeated(x, self._parameters, self._sources, target, self._few[wants])
         if again is not None:
             self._again[self.training, torch.is_grad_enabled()] = again
 
@@ -272,7 +273,7 @@ class AdaptedLinear(nn.Module):
         grad = torch.is_grad_enabled()
         dtypes, flags = [t.dtype for t in tensors], [t.requires_grad for t in tensors]
         kind = kind_of(x)
-        few = x.numel() <= self._few and route != "many"
+        few = x.numel() <= self._few[grad and (x.requires_grad or True in flags)] and route != "many"
         key = (mode.name, grad, kind, few, x.dtype, x.requires_grad, *dtypes, *flags, *map(type, tensors))
         known = self._programs.get(key)
         if known is None:

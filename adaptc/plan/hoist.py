@@ -22,7 +22,7 @@ def hoisted(plan: Plan, room: int) -> tuple[Expr, ...]:
     Below a part that does not fit, its own parts may. A part is held if it saves a larger share of a call with one
     token than it has of the entries of W (SHARE * room).
     """
-    task = replace(plan.task, at=((TOKENS, 1), *plan.task.at))
+    task = replace(plan.task, at=(*plan.task.at, (TOKENS, 1)))
     order = {e: j for j, e in enumerate(postorder(plan.y))}
     fixed = _fixed(order)
     queue = {c for e in order if not fixed[e] for c in e.children if fixed[c]}

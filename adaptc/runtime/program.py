@@ -41,6 +41,7 @@ from adaptc.runtime.transforms import walsh_hadamard
 OBSERVED = "observed "
 FEW = 1 << 17  # products in x W^T: below it a call costs more than they do
 MOST = 64  # tokens that are few
+DECODED = 16  # tokens that are few where nothing wants a gradient, on layers of any size
 AHEAD = 8  # times the products of x W^T: what one native call may compute, forward and backward
 Signature = tuple[tuple[str, ...], tuple[bool, ...]]
 """Dtypes of x, W, bias and the leaves; which of them want a gradient (none: no backward)."""
@@ -173,13 +174,16 @@ def kernels(device: str) -> Kernels | None:
 def build(stack: Stack, signature: Signature, device: str, few: bool = False) -> Program:
     """Plan and compile one kind of call on a kind of device, as torch names it. Layers of one shape share it.
 
-    few: at most `few_rows` tokens; then one native call computes everything, if it can.
+    few: at most `few_rows` tokens; then one native call computes everything, if it can. If it cannot, and nothing is
+    kept for a backward, they have a plan of their own: the next call is not to compute W' again.
     """
     dtypes, wants = signature
     start = time.perf_counter()
-    if few and device == "cpu":
-        return _built_for_few(stack, signature) or build(stack, signature, device)
-    chosen = plan(task_of(stack, wants, planned_as(device)))
+    if few:
+        found = _built_for_few(stack, signature) if device == "cpu" else None
+        if found or True in wants:
+            return found or build(stack, signature, device)
+    chosen = plan(task_of(stack, wants, planned_as(device), ((TOKENS, DECODED),) if few else ()))
     _tell(chosen, stack)
     program = assemble(chosen, stack, dtypes, kernels(device))
     if options().debug:
@@ -187,9 +191,10 @@ def build(stack: Stack, signature: Signature, device: str, few: bool = False) ->
     return program
 
 
-def few_rows(n: int, k: int) -> int:
-    """The number of tokens up to which the price of a call counts for more than its products."""
-    return min(FEW // max(n * k, 1), MOST) if n > 1 and k > 1 else 0
+def few_rows(n: int, k: int, wants: bool = True) -> int:
+    """The number of tokens up to which the price of a call counts for more than its products. wants: gradients."""
+    rows = min(FEW // max(n * k, 1), MOST) if n > 1 and k > 1 else 0
+    return rows if wants else max(rows, DECODED)
 
 
 def plan_at(stack: Stack, signature: Signature, device: str, m: int) -> Plan:
@@ -203,7 +208,7 @@ def _built_for_few(stack: Stack, signature: Signature) -> Program | None:
     """All of forward in one native call, and all of backward; None where the steps are of another kind, or too many."""
     dtypes, wants = signature
     rows = few_rows(stack.n, stack.k)
-    if not native.looks() or len(set(dtypes)) > 1 or dtypes[0] not in STRIDED:
+    if not rows or not native.looks() or len(set(dtypes)) > 1 or dtypes[0] not in STRIDED:
         return None
     many = plan(task_of(stack, wants, "cpu"))
     chosen = plan(replace(task_of(stack, wants, "cpu-few", ((TOKENS, rows),)), kept=many.kept))
