@@ -131,7 +131,7 @@ class AdaptedLinear(nn.Module):
         self._again: dict[tuple[bool, bool], Any] = {}
         self._held = Held()
         n, k = self.out_features, self._width
-        self._few = tuple(few_rows(n, k, wants) * k for wants in (False, True))
+        self._few = tuple(few_rows(n, k, trains) * k for trains in (False, True))
 
     def _base_has_bias(self) -> bool:
         """Does the base have a bias of its own? A merge may have added one."""
@@ -264,7 +264,7 @@ class AdaptedLinear(nn.Module):
         if mode.asks or mode.seeded or self.transposed or disturbed():
             return
         target = program.direct if wants else functools.partial(self._held.run, program)
-        again = repeated(x, self._parameters, self._sources, target, self._few[wants])
+        again = repeated(x, self._parameters, self._sources, target, self._few[wants or self.training])
         if again is not None:
             self._again[self.training, torch.is_grad_enabled()] = again
 
@@ -273,14 +273,15 @@ class AdaptedLinear(nn.Module):
         grad = torch.is_grad_enabled()
         dtypes, flags = [t.dtype for t in tensors], [t.requires_grad for t in tensors]
         kind = kind_of(x)
-        few = x.numel() <= self._few[grad and (x.requires_grad or True in flags)] and route != "many"
-        key = (mode.name, grad, kind, few, x.dtype, x.requires_grad, *dtypes, *flags, *map(type, tensors))
+        trains = self.training or (grad and (x.requires_grad or True in flags))
+        few = x.numel() <= self._few[trains] and route != "many"
+        key = (mode.name, grad, kind, few, trains, x.dtype, x.requires_grad, *dtypes, *flags, *map(type, tensors))
         known = self._programs.get(key)
         if known is None:
             wants = [grad and t.requires_grad for t in (x, *tensors)]
             few = few and all(type(t) in PLAIN for t in tensors)
             signature = (tuple(ops.dtypes_of([x, *tensors])), tuple(wants))
-            known = self._programs[key] = (build(mode.stack, signature, kind, few), True in wants)
+            known = self._programs[key] = (build(mode.stack, signature, kind, few, trains or not few), True in wants)
         return known
 
     def _need_weights(self) -> None:

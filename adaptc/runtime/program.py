@@ -41,7 +41,7 @@ from adaptc.runtime.transforms import walsh_hadamard
 OBSERVED = "observed "
 FEW = 1 << 17  # products in x W^T: below it a call costs more than they do
 MOST = 64  # tokens that are few
-DECODED = 16  # tokens that are few where nothing wants a gradient, on layers of any size
+DECODED = 16  # tokens that are few in eval, where nothing wants a gradient, on layers of any size
 AHEAD = 8  # times the products of x W^T: what one native call may compute, forward and backward
 Signature = tuple[tuple[str, ...], tuple[bool, ...]]
 """Dtypes of x, W, bias and the leaves; which of them want a gradient (none: no backward)."""
@@ -171,17 +171,17 @@ def kernels(device: str) -> Kernels | None:
 
 
 @functools.lru_cache(maxsize=1024)
-def build(stack: Stack, signature: Signature, device: str, few: bool = False) -> Program:
+def build(stack: Stack, signature: Signature, device: str, few: bool = False, trains: bool = True) -> Program:
     """Plan and compile one kind of call on a kind of device, as torch names it. Layers of one shape share it.
 
-    few: at most `few_rows` tokens; then one native call computes everything, if it can. If it cannot, and nothing is
-    kept for a backward, they have a plan of their own: the next call is not to compute W' again.
+    few: at most `few_rows` tokens; then one native call computes everything, if it can. If it cannot, and it is no call
+    of training, they have a plan of their own: the next call is not to compute W' again.
     """
     dtypes, wants = signature
     start = time.perf_counter()
     if few:
         found = _built_for_few(stack, signature) if device == "cpu" else None
-        if found or True in wants:
+        if found or trains:
             return found or build(stack, signature, device)
     chosen = plan(task_of(stack, wants, planned_as(device), ((TOKENS, DECODED),) if few else ()))
     _tell(chosen, stack)
@@ -191,10 +191,11 @@ def build(stack: Stack, signature: Signature, device: str, few: bool = False) ->
     return program
 
 
-def few_rows(n: int, k: int, wants: bool = True) -> int:
-    """The number of tokens up to which the price of a call counts for more than its products. wants: gradients."""
+def few_rows(n: int, k: int, trains: bool = True) -> int:
+    """The number of tokens up to which the price of a call counts for more than its products. trains: is it one of
+    training? There a call without gradients gives what one with them does, as activation checkpointing wants."""
     rows = min(FEW // max(n * k, 1), MOST) if n > 1 and k > 1 else 0
-    return rows if wants else max(rows, DECODED)
+    return rows if trains else max(rows, DECODED)
 
 
 def plan_at(stack: Stack, signature: Signature, device: str, m: int) -> Plan:

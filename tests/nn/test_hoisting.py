@@ -331,6 +331,17 @@ def test_few_tokens_do_not_make_an_adapted_weight(adapter):
     assert all(entries(e.dims, int) < N * K / hoist.SHARE for e in alone)
 
 
+@every
+def test_in_training_a_call_without_gradients_has_the_plan_of_many_tokens(adapter):
+    model, x = net(adapter).train(), rows()
+    with torch.no_grad():
+        model(x)
+        model(rows(m=2 * DECODED))
+    plans = {id(program.plan) for program, _ in model[0]._programs.values()}
+    assert len(plans) == 1
+    assert_right(model)
+
+
 @every_held
 def test_no_more_is_held_than_a_share_of_the_weight(adapter):
     model, x = net(adapter), rows()
@@ -568,7 +579,7 @@ def test_autocast_has_values_of_its_own(adapter):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             narrow = model(x)
         assert torch.equal(model(x), plain)
-        model.train()
+        ac.refresh(model)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert torch.equal(model(x), narrow)
 
