@@ -22,11 +22,12 @@ from adaptc.methods import boft, dora, fourierft, hra, loha, lokr, lora, oft, ve
 from adaptc.nn import hoisted
 from adaptc.nn.linear import AdaptedLinear
 from adaptc.plan import hoist
-from adaptc.runtime.program import FEW, Program
+from adaptc.plan.plan import depends_on_tokens
+from adaptc.runtime.program import DECODED, FEW, Program
 
 N, K = 384, 352  # too large for one native call
 ALL = [hra(r=4), dora(r=4), oft(b=16), boft(), fourierft(m=50), lora(r=4), loha(r=4), vera(r=8), lokr(r=4)]
-HELD = [hra(r=4), dora(r=4), oft(b=16), boft(), lokr(r=4)]
+HELD = [hra(r=4), dora(r=4), oft(b=16), boft()]
 every = pytest.mark.parametrize("adapter", ALL, ids=str)
 every_held = pytest.mark.parametrize("adapter", HELD, ids=str)
 WITHOUT = {"no_grad": torch.no_grad, "inference": torch.inference_mode}
@@ -57,8 +58,8 @@ def shift(model, size=0.1):
         p.add_(size * torch.randn_like(p))
 
 
-def rows(dtype=torch.float64, k=K):
-    return torch.randn(3, k, dtype=dtype)
+def rows(dtype=torch.float64, m=3):
+    return torch.randn(m, K, dtype=dtype)
 
 
 def assert_right(model, x=None):
@@ -310,6 +311,37 @@ def test_a_call_solves_nothing_that_the_one_before_did(adapter):
     assert not any("linalg_solve" in name for name in second)
 
 
+@every
+def test_many_tokens_and_few_in_turn(adapter):
+    model = net(adapter, layers=2)
+    for m in (2 * DECODED, 1, 2 * DECODED, DECODED, DECODED + 1):
+        assert_right(model, rows(m=m))
+        shift(model)
+        assert_right(model, rows(m=m))
+
+
+@pytest.mark.parametrize("adapter", [a for a in ALL if a.name != "dora"], ids=str)
+def test_few_tokens_do_not_make_an_adapted_weight(adapter):
+    """DoRA's plan makes one for its norms, and uses it."""
+    model = net(adapter)
+    with torch.no_grad():
+        model(rows())
+    [(program, _)] = model[0]._programs.values()
+    alone = [e for e in program.plan.forward if not depends_on_tokens(e) and all(isinstance(d, int) for d in e.dims)]
+    assert all(entries(e.dims, int) < N * K / hoist.SHARE for e in alone)
+
+
+@every
+def test_in_training_a_call_without_gradients_has_the_plan_of_many_tokens(adapter):
+    model, x = net(adapter).train(), rows()
+    with torch.no_grad():
+        model(x)
+        model(rows(m=2 * DECODED))
+    plans = {id(program.plan) for program, _ in model[0]._programs.values()}
+    assert len(plans) == 1
+    assert_right(model)
+
+
 @every_held
 def test_no_more_is_held_than_a_share_of_the_weight(adapter):
     model, x = net(adapter), rows()
@@ -332,7 +364,7 @@ def test_where_a_part_does_not_fit_its_parts_may():
 
     model = net(turned_twice())
     with torch.no_grad():
-        model(rows())
+        model(rows(m=2 * DECODED))
     sizes = [tuple(v.shape) for v in model[0]._held.entry.values]
     assert (2, K) in sizes
     assert (N, N) not in sizes
@@ -547,7 +579,7 @@ def test_autocast_has_values_of_its_own(adapter):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             narrow = model(x)
         assert torch.equal(model(x), plain)
-        model.train()
+        ac.refresh(model)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert torch.equal(model(x), narrow)
 
