@@ -14,6 +14,7 @@ from adaptc.errors import DtypeError, LeafError, ShapeError
 from adaptc.ir.dims import TOKENS, show
 from adaptc.nn.leaves import Source
 from adaptc.runtime import native
+from adaptc.runtime.reference import Evaluator
 from adaptc.runtime.stack import Stack
 
 LOWEST, HIGHEST = -(2**63), 2**63 - 1
@@ -66,6 +67,25 @@ def refuse(x: Any, width: int) -> NoReturn:
     if not x.ndim:
         raise ShapeError(f"x must have rows of {width}, got a scalar")
     raise ShapeError(f"x has rows of {x.shape[-1]}, the layer takes {width}")
+
+
+def by_definition(composed: Stack, x: Tensor, tensors: Sequence[Tensor]) -> Tensor:
+    """y by the dense definition, in float32 or wider."""
+    wide = torch.promote_types(torch.float32, x.dtype)
+    rows = x.reshape(-1, x.shape[-1])
+    values = [t.to(wide) if t.is_floating_point() else t for t in (rows, *tensors)]
+    evaluate = Evaluator(dict(zip(composed.arguments, values, strict=True)), wide, rows=len(rows))
+    y = evaluate(composed.output).to(x.dtype)
+    return y.reshape(*x.shape[:-1], y.shape[-1])
+
+
+def penalty_of(composed: Stack, tensors: Sequence[Tensor]) -> Tensor:
+    """The sum of the penalties, differentiable, in float32 or wider."""
+    assert composed.penalty is not None
+    wide = torch.promote_types(torch.float32, tensors[0].dtype)
+    values = [t.to(wide) if t.is_floating_point() else t for t in tensors]
+    with torch.autocast(tensors[0].device.type, enabled=False):
+        return Evaluator(dict(zip(composed.arguments[1:], values, strict=False)), wide)(composed.penalty)
 
 
 def repeated(

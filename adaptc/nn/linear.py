@@ -16,7 +16,7 @@ from adaptc.equation import Equation, Layer
 from adaptc.errors import InjectError, MergeError, UnsupportedError
 from adaptc.method import Adapter, Method
 from adaptc.nn.base import STATISTICS, as_adapter, is_transposed, require_dropout, require_linear, require_name
-from adaptc.nn.call import Ask, Mode, fresh_seed, given_tensors, refuse, repeated
+from adaptc.nn.call import Ask, Mode, by_definition, fresh_seed, given_tensors, penalty_of, refuse, repeated
 from adaptc.nn.hoisted import PLAIN, Held
 from adaptc.nn.leaves import Leaves, Originals
 from adaptc.nn.saved import require_saved
@@ -26,7 +26,6 @@ from adaptc.runtime import ops
 from adaptc.runtime.attach import Wholes, attach
 from adaptc.runtime.planning import FEW, bounds
 from adaptc.runtime.program import Program, build, disturbed, kind_of, plan_at, run, weight_program
-from adaptc.runtime.reference import Evaluator
 from adaptc.runtime.stack import Part, Stack, needs, stack
 from adaptc.runtime.transformed import Transformed
 
@@ -248,7 +247,7 @@ class AdaptedLinear(nn.Module):
         if type(x) not in PLAIN or route == "op" or torch.compiler.is_compiling():
             return self._through_op(mode, x, tensors)
         if options().backend == "reference":
-            return self._reference(mode.stack, x, tensors)
+            return by_definition(mode.stack, x, tensors)
         program, wants = self._program(mode, x, tensors)
         if torch._C._are_functorch_transforms_active():
             y: Tensor = Transformed.apply(program, x.reshape(-1, x.shape[-1]), *tensors)[0]  # type: ignore[no-untyped-call]
@@ -277,14 +276,26 @@ class AdaptedLinear(nn.Module):
         dtypes, flags = [t.dtype for t in tensors], [t.requires_grad for t in tensors]
         kind = kind_of(x)
         rows = self._rows[bisect_left(self._bounds, x.numel())] if route != "many" else NOMINAL
-        key = (mode.name, grad, kind, rows, x.dtype, x.requires_grad, *dtypes, *flags, *map(type, tensors))
+        key = (
+            mode.name,
+            grad,
+            self.training,
+            kind,
+            rows,
+            x.dtype,
+            x.requires_grad,
+            *dtypes,
+            *flags,
+            *map(type, tensors),
+        )
         known = self._programs.get(key)
         if known is None:
-            wants = [grad and t.requires_grad for t in (x, *tensors)]
+            # In training a call without gradients gives what one with them does, as activation checkpointing wants.
+            wants = [(grad or self.training) and t.requires_grad for t in (x, *tensors)]
             if rows == FEW and not all(type(t) in PLAIN for t in tensors):
                 rows = NOMINAL
             signature = (tuple(ops.dtypes_of([x, *tensors])), tuple(wants))
-            known = self._programs[key] = (build(mode.stack, signature, kind, rows), True in wants)
+            known = self._programs[key] = (build(mode.stack, signature, kind, rows), grad and True in wants)
         return known
 
     def _need_weights(self) -> None:
@@ -317,18 +328,7 @@ class AdaptedLinear(nn.Module):
         composed = self.stack()
         if composed.penalty is None or self.disabled:
             return None
-        arguments, tensors = composed.arguments[1:], self._unmerged_tensors()
-        wide = torch.promote_types(torch.float32, tensors[0].dtype)
-        values = [t.to(wide) if t.is_floating_point() else t for t in tensors]
-        with torch.autocast(tensors[0].device.type, enabled=False):
-            return Evaluator(dict(zip(arguments, values, strict=False)), wide)(composed.penalty)
-
-    def _reference(self, composed: Stack, x: Tensor, tensors: list[Tensor]) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])
-        wide = torch.promote_types(torch.float32, x.dtype)
-        values = [t.to(wide) if t.is_floating_point() else t for t in (rows, *tensors)]
-        evaluate = Evaluator(dict(zip(composed.arguments, values, strict=True)), wide, rows=len(rows))
-        return evaluate(composed.output).to(x.dtype).reshape(*x.shape[:-1], self.out_features)
+        return penalty_of(composed, self._unmerged_tensors())
 
     # ------------------------------------------------------------------ the adapted weight
 
