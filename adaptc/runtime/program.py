@@ -32,6 +32,7 @@ from adaptc.ir.printer import brief, formula
 from adaptc.plan.plan import Plan, Task, depends_on_tokens
 from adaptc.plan.search import plan
 from adaptc.runtime import native
+from adaptc.runtime.machine import described
 from adaptc.runtime.random import bernoulli, uniform
 from adaptc.runtime.stack import Stack
 from adaptc.runtime.tables import tabulate
@@ -130,7 +131,7 @@ def task_of(stack: Stack, wants: Sequence[bool], device: str, at: tuple[tuple[ob
 
 def planned_as(device: str) -> str:
     """What the planner calls a kind of device."""
-    return "h200" if device.removeprefix(OBSERVED) == "cuda" else "cpu"
+    return described("cuda" if device.removeprefix(OBSERVED) == "cuda" else "cpu")
 
 
 def kind_of(x: Tensor) -> str:
@@ -193,7 +194,7 @@ def _built_for_few(stack: Stack, signature: Signature) -> Program | None:
     rows = few_rows(stack.n, stack.k)
     if not native.looks() or len(set(dtypes)) > 1 or dtypes[0] not in STRIDED:
         return None
-    many = plan(task_of(stack, wants, "cpu"))
+    many = plan(task_of(stack, wants, planned_as("cpu")))
     chosen = plan(replace(task_of(stack, wants, "cpu-few", ((TOKENS, rows),)), kept=many.kept))
     try:
         program = assemble(chosen, stack, dtypes, few=True)
