@@ -27,6 +27,7 @@ from adaptc.explain.tree import plan_tree
 from adaptc.method import Method, symbolic
 from adaptc.methods import catalogue
 from adaptc.plan.device import DEVICES
+from adaptc.tune import calibrate
 from adaptc.verify import verify as verify_adapter
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of tables.")
@@ -218,6 +219,34 @@ def verify(method: str, n: int | None, k: int | None, settings: tuple[str, ...],
         _say(verdict.to_dict())
     else:
         Console(highlight=False).print(verdict)
+
+
+@main.command()
+@click.option("--calibrate", "asked", is_flag=True, help="Measure this machine's CPU, and its GPU if there is one.")
+@click.option(
+    "--seconds",
+    default=20.0,
+    show_default=True,
+    type=click.FloatRange(0, 3600, min_open=True),
+    help="About how long to measure each of them.",
+)
+@as_json
+@reported
+def tune(asked: bool, seconds: float, as_json: bool) -> None:
+    """Measure this machine for the planner.
+
+    --calibrate measures rates of products, copies and calls and writes them to a file in the user's cache folder. They
+    are used only where they are asked for: with ADAPTC_DEVICE=calibrated in the environment, or by `adaptc explain
+    --device calibrated`. Without either, plans are the same on every machine.
+    """
+    if not asked:
+        raise click.UsageError("say what to tune: --calibrate measures this machine, and is all there is today")
+    found = calibrate(seconds)
+    if as_json:
+        _say(found.to_dict())
+        return
+    Console(highlight=False).print(found)
+    click.echo(f"\nwritten: {found.path}")
 
 
 @main.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})

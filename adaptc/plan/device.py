@@ -45,8 +45,9 @@ class Device:
     overhead: seconds per operation, whatever its size. kind: what torch calls it, "cpu" or "cuda".
     gemm: operations per second of large matrix products, by dtype; `flops` for any other.
     skinny: (extent, factor): a product whose smallest extent is `extent` runs at `factor` times `gemm`, 0 < factor
-    <= 1, extents ascending; between two of them the factor goes with the logarithm of the extent.
-    columns: how many times longer a product takes whose result has few columns and more rows, computed as written.
+    <= 1, extents ascending; between two of them the factor is a power of the extent.
+    columns: how many times longer a product takes whose result has few columns and more rows, and whose left operand
+    lies transposed in memory, when it is computed as written.
     elementwise: operations per second outside products, as `ir.cost` counts them; 0: as `flops`.
     """
 
@@ -71,7 +72,8 @@ class Device:
         """Seconds of `batch` matrix products (m, k) @ (k, n) -> (m, n) of one dtype, in one call.
 
         turned: a result of at most NARROW columns and more rows is computed as its transpose, as the generated code
-        does with matrix products; without it such a product is `columns` times slower. Richer than `seconds`, which
+        does with matrix products, or the left operand lies in memory row by row; without either such a product is
+        `columns` times slower. Richer than `seconds`, which
         prices every product alike; the two agree on large products of the dtype that `flops` stands for.
         """
         if not m * n * k * batch:
@@ -98,7 +100,7 @@ class Device:
                 if before is None or extent == size:
                     return factor
                 low, least = before
-                return least + (factor - least) * math.log(extent / low) / math.log(size / low)
+                return least * (factor / least) ** (math.log(extent / low) / math.log(size / low))
             before = size, factor
         return 1.0
 
