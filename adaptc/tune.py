@@ -30,7 +30,7 @@ SAMPLE = 1e-3  # seconds a sample takes at least: calls are repeated to fill it
 RUNS = 3  # samples at least
 PARTS = 12  # measurements that share the time
 SMALLEST, LARGEST = 128, 8192  # sides of square products
-STREAM = {"cpu": 1 << 24, "cuda": 1 << 28}  # entries copied: more than caches hold
+STREAM = {"cpu": 1 << 24, "cuda": 1 << 26}  # entries copied: more than caches hold
 RESIDENT = {"cpu": 1 << 16, "cuda": 1 << 26}  # entries of an elementwise pass; on a CPU within its cache
 OPERATIONS = 2  # that `ir.cost` counts in one exp
 
@@ -58,21 +58,30 @@ def calibrate(seconds: float = 20.0, path: Path | None = None, *, write: bool = 
     """Measure this machine's CPU, and its GPU if there is one, in about `seconds` seconds each.
 
     Sizes follow the machine and the time there is: the less time, the smaller the products. path: of the file to write;
-    by default the one in the user's cache folder that is named by processor, threads and torch. Raises UnsupportedError
-    where it cannot be written.
+    by default the one in the user's cache folder that is named by processor, threads, torch and GPU. Plans that this
+    process has made stay as they are. Raises UnsupportedError where the file cannot be written.
     """
     if not 0 < seconds <= 3600:
         raise UnsupportedError(f"cannot measure for {seconds:g} seconds: give a number above 0, at most 3600")
+    target = _folder(path or calibration_file()) if write else None
     kinds = [k for k in KINDS if k == "cpu" or torch.cuda.is_available()]
     devices = {kind: _Bench(kind, seconds / PARTS).device() for kind in kinds}
     document = {"format": FORMAT, "machine": machine(), "seconds": seconds, "devices": devices}
-    return Calibration(document, _write(document, path or calibration_file()) if write else None)
+    return Calibration(document, _write(document, target) if target else None)
+
+
+def _folder(path: Path) -> Path:
+    """The path, its folder made."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UnsupportedError(f"cannot write the calibration to {path}: {error}") from error
+    return path
 
 
 def _write(document: Mapping[str, Any], path: Path) -> Path:
     """The whole file, or none of it."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as file:
