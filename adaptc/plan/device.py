@@ -109,12 +109,12 @@ DEVICES = {
     d.name: d
     for d in (
         Device(
-            "cpu", flops=1.0e11, bandwidth=2.0e10, overhead=5e-6, columns=3.0, elementwise=2.0e9,
+            "cpu", flops=1.0e11, bandwidth=2.0e10, overhead=5e-6, columns=2.0, elementwise=1.0e10,
             gemm=(("float32", 1.0e11), ("bfloat16", 2.0e11), ("float16", 1.0e11), ("float64", 5.0e10)),
             skinny=((1, 0.05), (8, 0.3), (32, 0.6), (128, 1.0)),
         ),
         Device(
-            "cpu-few", flops=1.0e10, bandwidth=4.0e10, overhead=5e-8, elementwise=2.0e9, gemm=(("float32", 1.0e10),),
+            "cpu-few", flops=1.0e10, bandwidth=4.0e10, overhead=5e-8, elementwise=1.0e10, gemm=(("float32", 1.0e10),),
         ),
         Device(
             "h200", flops=6.0e14, bandwidth=3.5e12, overhead=5e-6, kind="cuda", elementwise=2.0e13,
