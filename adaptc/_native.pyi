@@ -57,6 +57,9 @@ def blocks_gradient(
     level: int,
     /,
 ) -> None: ...
+def sampled(
+    a: int, b: int, rows: int, cols: int, out: int, places: int, m: int, data: int, threads: int, level: int, /
+) -> None: ...
 def draw(
     seed: int, stream: int, threshold: int, out: int, m: int, k: int, data: int, threads: int, level: int, /
 ) -> None: ...

@@ -45,6 +45,16 @@ void draw(Address seed, std::uint32_t stream, std::int64_t threshold, Address ou
     adaptc::draw(call, threads, level);
 }
 
+void sampled(Address a, Address b, Address rows, Address cols, Address out, Index places, Index m, int data, int threads,
+             int level) {
+    check_level(level);
+    const adaptc::Sampled call{reinterpret_cast<const void*>(a), reinterpret_cast<const void*>(b),
+                               reinterpret_cast<const std::int64_t*>(rows), reinterpret_cast<const std::int64_t*>(cols),
+                               reinterpret_cast<float*>(out), places, m, static_cast<Dtype>(data)};
+    const py::gil_scoped_release release;
+    adaptc::sampled(call, threads, level);
+}
+
 py::tuple levels() {
     py::list names;
     for (int n = 0; n < adaptc::levels(); ++n) names.append(adaptc::level(n).name);
@@ -58,6 +68,7 @@ PYBIND11_MODULE(_native, module) {
     module.def("levels", levels, "The instruction sets that this machine runs, the best last.");
     module.def("blocks_apply", blocks_apply);
     module.def("blocks_gradient", blocks_gradient);
+    module.def("sampled", sampled);
     module.def("draw", draw, "Uniform numbers if the threshold is below 0, else ones where the bits reach it.");
 
     using adaptc::Library, adaptc::Repeat, adaptc::Steps;

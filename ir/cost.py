@@ -86,7 +86,7 @@ def _contract(node: Contract, size: Sizer) -> Cost:
     for s in sizes.values():
         work = work * s
     summed = set(sizes) - set(out)
-    flops = work * (2 if summed else len(inputs) - 1)
+    flops = work * (2 if summed else len(inputs) - 1) * (4 if node.kind == "complex" else 1)
     return Cost(flops, _traffic(node, size), flops if summed else 0)
 
 

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from string import ascii_letters
 
 from adaptc.errors import InternalError
-from adaptc.ir.build import add, batched, conj, contract, scale, transpose_last
+from adaptc.ir.build import add, batched, conj, contract, is_zero, scale, transpose_last
 from adaptc.ir.expr import Expr, postorder, rewrite, rewrite_all
+from adaptc.ir.gather import gathered, gathered_back, picks
 from adaptc.ir.matrix import ATTACH, MatMul, Transpose
 from adaptc.ir.operator import AbstractOperator
-from adaptc.ir.prims import Add, Contract, Detach, Leaf, Primitive, Scale
+from adaptc.ir.prims import Add, Contract, Detach, Leaf, Primitive, Scale, Take
 from adaptc.ir.rules import forms
 from adaptc.ir.vjp import vjp
 
@@ -125,6 +126,10 @@ class _Expander:
             return self._multiply(self._multiply(x, first_, transposed), last, transposed)
         if isinstance(e, AbstractOperator):
             return self.lower(e.apply(x)) if transposed else self._adjoint(x, e)
+        if isinstance(e, Take):
+            into, onto = (1, 0) if transposed else (0, 1)
+            y = self._multiply(gathered_back(x, e.index[into], into, e.x.dims[into]), e.x, transposed)
+            return gathered(y, e.index[onto], onto, e.dims[onto])
         raise InternalError(f"cannot apply {type(e).__name__}")
 
     def _adjoint(self, x: Expr, e: AbstractOperator) -> Expr:
@@ -138,7 +143,7 @@ def _composite(e: Expr) -> bool:
     """Can a product with e be split over the parts of e?"""
     if isinstance(e, AbstractOperator):
         return e.ndim == 2 and e.applies()
-    return e.ndim == 2 and isinstance(e, (Transpose, MatMul, Add, Scale))
+    return e.ndim == 2 and (isinstance(e, (Transpose, MatMul, Add, Scale)) or (isinstance(e, Take) and picks(e)))
 
 
 def _structured(e: Expr) -> bool:
@@ -176,10 +181,19 @@ def _inline(node: Contract) -> Expr:
 
 
 def settled(roots: Sequence[Expr]) -> list[Expr]:
-    """Expressions with their derivatives taken: Detach has done its work, contractions are flat."""
-    return rewrite_all(
-        roots, lambda e: e.x if isinstance(e, Detach) else _inline(e) if isinstance(e, Contract) else None
-    )
+    """Expressions with their derivatives taken: Detach has done its work, what it kept apart cancels, contractions are
+    flat."""
+    if any(isinstance(e, Detach) for e in postorder(*roots)):
+        roots = rewrite_all(roots, _attached)
+    return rewrite_all(roots, lambda e: _inline(e) if isinstance(e, Contract) else None)
+
+
+def _attached(e: Expr) -> Expr | None:
+    if isinstance(e, Detach):
+        return e.x
+    if isinstance(e, Add):
+        return add(*e.terms)
+    return contract(e.spec, *e.operands) if isinstance(e, Contract) and any(map(is_zero, e.operands)) else None
 
 
 def primitive(root: Expr) -> bool:

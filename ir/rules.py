@@ -14,18 +14,19 @@ from typing import ClassVar
 import sympy
 
 from adaptc.errors import InternalError
-from adaptc.ir.build import add, apply, constant, contract, leaf, scale, times
+from adaptc.ir.build import add, apply, conj, constant, contract, leaf, real, scale, times
 from adaptc.ir.expr import Expr, rewrite
 from adaptc.ir.functions import ARGS
 from adaptc.ir.matrix import Initial, MatMul, Transpose
 from adaptc.ir.operators.cayley import Cayley
+from adaptc.ir.operators.circulant import Circulant
 from adaptc.ir.operators.diag import Diag
 from adaptc.ir.operators.householder import Householder
 from adaptc.ir.operators.identity import Identity
 from adaptc.ir.operators.inverse import Inverse
 from adaptc.ir.operators.permutation import Permutation
 from adaptc.ir.operators.scatter import Scatter
-from adaptc.ir.prims import INDEX, Add, Reshape, Scale, Table
+from adaptc.ir.prims import INDEX, Add, Contract, Reshape, Scale, Table, Transform
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,9 @@ def forms(node: Expr) -> dict[str, Expr]:
 
 @rule("householder(U) -> I - U T^-1 U^T", lambda: Householder(leaf("U", 5, 3)), form=True)
 def compact_wy(e: Expr) -> Expr | None:
-    """r reflections as one rank-r update. With V the columns of U, T = triu(V^T V, 1) + diag(V^T V) / 2.
+    """r <= k reflections as one rank-r update; more are better conditioned one by one.
+
+    With V the columns of U, T = triu(V^T V, 1) + diag(V^T V) / 2.
 
     Derivation: H_0 ... H_{i} = I - V_i T_i^-1 V_i^T for the first i columns; multiplying by the next reflection
     adds the column V_i^T v to T and v^T v / 2 to its diagonal. (Schreiber and Van Loan, 1989.)
@@ -86,6 +89,8 @@ def compact_wy(e: Expr) -> Expr | None:
     if not isinstance(e, Householder) or e.U.ndim != 2:
         return None
     k, r = e.U.dims
+    if isinstance(k, int) and isinstance(r, int) and r > k:
+        return None
     gram = contract("ki,kj->ij", e.U, e.U)
     upper = constant(sympy.Heaviside(INDEX[1] - INDEX[0], sympy.Rational(1, 2)), (r, r))
     T = times(gram, upper)
@@ -114,6 +119,35 @@ def scatter_in_matrix(e: Expr) -> Expr | None:
         rows = apply(sympy.floor(ARGS[0] / k), at, kind="integer")
         cols = apply(sympy.Mod(ARGS[0], k), at, kind="integer")
     return Scatter(e.x.v, (rows, cols), e.size)
+
+
+@rule(
+    "einsum(x, circulant(c)) -> ifft(einsum(fft(x), fft(c)))",
+    lambda: contract("mk,nk->mn", leaf("x", 3, 4), Circulant(leaf("c", 4))),
+    form=True,
+)
+def circular_convolution(e: Expr) -> Expr | None:
+    """A product with circulant matrices, one for each leading index, is one with their spectra.
+
+    The spectrum of sum_j c[i - j] x[j] is that of c times that of x, of sum_j c[j - i] x[j] the conjugate one.
+    """
+    if not isinstance(e, Contract) or len(e.operands) != 2:
+        return None
+    (inputs, out) = e.terms
+    for j, op in enumerate(e.operands):
+        flipped = isinstance(op, Transpose)
+        C, x, term, other = op.A if isinstance(op, Transpose) else op, e.operands[1 - j], inputs[j], inputs[1 - j]
+        if not isinstance(C, Circulant) or C.kind != "real" or x.kind != "real":
+            continue
+        row, column = (term[-1], term[-2]) if flipped else (term[-2], term[-1])
+        for free, summed in ((row, column), (column, row)):
+            if free in out and free not in other and summed in other and summed not in out:
+                straight = Transform("fft", C.c, C.c.ndim - 1)
+                spectrum = straight if free == row else conj(straight)
+                spec = f"{other.replace(summed, free)},{term[:-2]}{free}->{out}"
+                y = contract(spec, Transform("fft", x, other.index(summed)), spectrum)
+                return real(Transform("ifft", y, out.index(free)))
+    return None
 
 
 @rule("inverse(cayley(X)) -> cayley(X)^T", lambda: Inverse(Cayley(leaf("X", 3, 3))))

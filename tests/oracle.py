@@ -259,9 +259,16 @@ def _contract(e: Any, known: dict[Expr, Any]) -> Any:
 
 
 def _map(e: Any, known: dict[Expr, Any]) -> Any:
-    symbols = [sympy.Symbol(f"a{j}", real=True) for j in range(len(e.args))]
-    args = [np.broadcast_to(known[t], e.dims) for t in e.args]
-    return _over(e.dims, lambda at: e.fn.xreplace({s: a[at] for s, a in zip(symbols, args, strict=True)}))
+    symbols = {f"a{j}": np.broadcast_to(known[t], e.dims) for j, t in enumerate(e.args)}
+    used = [s for s in e.fn.free_symbols if s.name in symbols]
+    return _over(e.dims, lambda at: sympy.expand(e.fn.xreplace({s: symbols[s.name][at] for s in used})))
+
+
+def _transform(e: Any, known: dict[Expr, Any]) -> Any:
+    n, sign = e.dims[e.axis], {"fft": -1, "ifft": 1}[e.name]
+    F = _over((n, n), lambda at: sympy.expand(sympy.exp(sign * 2 * sympy.pi * sympy.I * at[0] * at[1] / n)))
+    y = np.moveaxis(np.tensordot(F, known[e.x], (1, e.axis)), 0, e.axis)
+    return y / n if e.name == "ifft" else y
 
 
 def _gathered(e: Any, index: Any, at: tuple[int, ...], known: dict[Expr, Any]) -> tuple[int, ...]:
@@ -306,6 +313,7 @@ EXACT: dict[str, Callable[[Any, dict[Expr, Any]], Any]] = {
     "Take": _take,
     "Put": _put,
     "Solve": _solve,
+    "Transform": _transform,
     "Detach": lambda e, known: known[e.x],
     "MatMul": lambda e, known: known[e.A] @ known[e.B],
     "Transpose": lambda e, known: known[e.A].swapaxes(-1, -2),

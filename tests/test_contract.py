@@ -70,13 +70,14 @@ def test_a_wrong_derivative_is_found(name, monkeypatch):
     LAWS["gradients"](Case(adapter, n, k))
     monkeypatch.setattr(vjp, "RULES", wrong)
     from adaptc.plan.search import plan
-    from adaptc.runtime.program import build
+    from adaptc.runtime import program
 
-    plan.cache_clear()
-    build.cache_clear()
+    caches = (plan, program.build, program._built_for_few)
+    for cache in caches:
+        cache.cache_clear()
     try:
         with pytest.raises(LawError):
             LAWS["gradients"](Case(adapter, n, k))
     finally:
-        plan.cache_clear()
-        build.cache_clear()
+        for cache in caches:
+            cache.cache_clear()

@@ -251,10 +251,3 @@ def test_the_same_weight_is_merged(title):
     base = theirs.get_base_layer()
     assert distance(layer.adapted_weight(), base.weight) < bound
     assert distance(layer.adapted_bias(), base.bias) < bound
-
-
-def test_every_weight_form_of_the_catalogue_that_peft_has_is_compared():
-    compared = {title.split(" ")[0] for title in PEERS}
-    forms = {name for name, m in catalogue().items() if not m().trace(4096, 4096).is_output_form}
-    known = {t.value.lower() for t in peft.PeftType} | {"dora", "pissa", "olora", "kasa"}
-    assert forms & known <= compared

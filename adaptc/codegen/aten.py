@@ -45,9 +45,10 @@ from adaptc.ir.prims import (
 )
 from adaptc.ir.printer import brief
 from adaptc.plan.plan import reach
+from adaptc.plan.sampled import fused
 
 _OURS = re.compile(
-    r"t\d+|kept\d+|tables|torch|rows|gy|walsh_hadamard|uniform|bernoulli|native|linear|.*_(float|bfloat|complex|int)\d+"
+    r"t\d+|kept\d+|tables|torch|rows|gy|walsh_hadamard|uniform|bernoulli|sampled|native|linear|.*_(float|bfloat|complex|int)\d+"
 )
 
 
@@ -103,6 +104,7 @@ class _Writer:
         order = reach(results, list(names))
         self.uses: Counter[Expr] = Counter(c for e in order if e not in names for c in e.children)
         self.uses.update(results)
+        self.sampled, self.unmade = fused([e for e in order if e not in names], results)
         self.deferred = {t for e in order if isinstance(e, Add) and e not in names for t in self._fusable(e)}
         self.deferred |= {e.x for e in order if isinstance(e, Scale) and e not in self.deferred and self._takes(e)}
 
@@ -110,7 +112,7 @@ class _Writer:
 
     def visit(self, e: Expr) -> None:
         """Write the lines that compute a node."""
-        if e in self.names or e in self.deferred:
+        if e in self.names or e in self.deferred or e in self.unmade:
             return
         EMIT[only(type(e))](self, e)  # type: ignore[arg-type]
 
@@ -293,6 +295,10 @@ class _Writer:
             (letters,), out = e.terms
             order = ", ".join(str(letters.index(c)) for c in out)
             self.let_view(e, f"{self.names[e.operands[0]]}.permute({order})", self.names[e.operands[0]])
+            return
+        if e in self.sampled:
+            a, rows, b, cols = (self.names[t] for t in self.sampled[e])
+            self.let(e, f"sampled({a}, {rows}, {b}, {cols}, torch.{self.types[e]})", fresh=True)
             return
         step = block_step(e, self.types, self.kernels)
         if step is not None:

@@ -115,6 +115,11 @@ class Strided:
         return _lower(self.arguments, self.results, lambda d: value(d, {TOKENS: rows}))
 
 
+def may_be_strided(e: Expr) -> bool:
+    """Could a value be made by such steps, whatever its form? No elementwise function can, nor a solver."""
+    return isinstance(e, (Add, Broadcast, Constant, Contract, Detach, Put, Reduce, Reshape, Scale, Take))
+
+
 def emit_strided(
     name: str, arguments: Sequence[tuple[str, Expr]], results: Sequence[tuple[Expr, str]], types: Types, head: str
 ) -> Source:
@@ -132,7 +137,7 @@ def emit_strided(
     made = [f"r{j}" for j in range(len(results))]
     for r, (e, _) in zip(made, results, strict=True):
         size = ", ".join(f"{row}.shape[0]" if d == TOKENS else str(d) for d in e.dims)
-        new = f"empty_like({of[e.dims]})" if e.dims in of else f"{row}.new_empty({size})"
+        new = f"empty_like({of[e.dims]})" if e.dims in of else f"{row}.new_empty({size or '()'})"
         lines += [f"    {r} = {new}  # {brief(e, 50)}"]
     every = ", ".join((*names, *made))
     lines += [f"    if not steps({every}):", f"        [{', '.join(made)}] = straight(steps, {len(made)}, {every})"]

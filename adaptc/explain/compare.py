@@ -36,7 +36,7 @@ def _row(f: Mapping[str, Any]) -> dict[str, Any]:
         "rows": seconds["rows"],
         "forward seconds": seconds["forward"],
         "backward seconds": seconds["backward"],
-        "forms": {c["where"]: c["chosen"] for c in f["choices"] if not c["chosen"].startswith("order ")},
+        "forms": dict(f["forms"]),
     }
 
 

@@ -1,40 +1,35 @@
-"""Predicted seconds of steps on a device, as the search ranks plans by them."""
+"""Predicted seconds of the steps of a plan, as the search ranks plans by them."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 
-from adaptc.ir.cost import cost
-from adaptc.ir.dims import Dim, value
+from adaptc.explain.steps import BACKWARD, FORWARD
+from adaptc.ir.dims import TOKENS
 from adaptc.ir.expr import Expr
-from adaptc.plan.device import Device
-from adaptc.plan.order import ITEM
-from adaptc.plan.plan import Plan, is_view
-
-Price = Callable[[Expr], float]
+from adaptc.plan.device import device
+from adaptc.plan.evaluate import step_seconds
+from adaptc.plan.plan import Plan
 
 
-def prices(where: Device, at: Mapping[object, int]) -> Price:
-    """Predicted seconds of one step on a device, with numbers for every symbolic size."""
+@dataclass(frozen=True)
+class Prices:
+    """Seconds of each step of one way; steps without work of their own are left out."""
 
-    def size(d: Dim) -> int:
-        return d if isinstance(d, int) else value(d, at)
+    ways: dict[str, dict[Expr, float]]
 
-    @functools.cache
-    def price(e: Expr) -> float:
-        if is_view(e):
-            return 0.0
-        c = cost(e, size)
-        return where.seconds(c.flops, ITEM * c.entries) if c.entries else 0.0
+    def of(self, e: Expr, way: str) -> float:
+        """Seconds of one step."""
+        return self.ways[way].get(e, 0.0)
 
-    return price
-
-
-def predicted(chosen: Plan, price: Price) -> dict[str, float]:
-    """Predicted seconds of a plan's forward and of its backward."""
-    return {"forward": _total(chosen.forward, price), "backward": _total(chosen.backward, price)}
+    def totals(self) -> dict[str, float]:
+        """Seconds of forward and of backward."""
+        return {way: float(sum(each.values())) for way, each in self.ways.items()}
 
 
-def _total(nodes: Iterable[Expr], price: Price) -> float:
-    return float(sum(map(price, nodes)))
+def prices(chosen: Plan, rows: int) -> Prices:
+    """What the steps of a plan take on its device at a number of tokens."""
+    task = replace(chosen.task, at=(*chosen.task.at, (TOKENS, rows)))
+    where = device(task.device)
+    both = ((FORWARD, chosen.forward), (BACKWARD, chosen.backward))
+    return Prices({way: step_seconds(task, where, nodes) for way, nodes in both})

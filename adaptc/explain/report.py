@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from adaptc.codegen.types import Types, has_rows, wide
 from adaptc.console import rendered
 from adaptc.equation import Equation
 from adaptc.errors import PlanError
-from adaptc.explain.prices import Price, predicted, prices
+from adaptc.explain.prices import Prices, prices
 from adaptc.explain.steps import Graph
 from adaptc.explain.tables import choice_table, cost_table, kept_table, rivals_table, step_table
 from adaptc.explain.tree import plan_tree
@@ -30,7 +30,8 @@ from adaptc.ir.sympy_bridge import to_sympy
 from adaptc.method import CONCRETE, Adapter, Method, symbolic, symbols
 from adaptc.plan.device import BYTES, DEVICES
 from adaptc.plan.device import device as device_named
-from adaptc.plan.plan import NOMINAL, Plan, Task, depends_on_tokens, total
+from adaptc.plan.plan import NOMINAL, Choice, Plan, Task, depends_on_tokens, total
+from adaptc.plan.plan import max_saved as max_saved_of
 from adaptc.plan.search import candidates, plan
 from adaptc.runtime.machine import described
 from adaptc.runtime.program import kernels, plan_at, planned_as, task_of
@@ -95,14 +96,16 @@ def explain(
     dtype: str = "float32",
     device: str = "cpu",
     mode: str = "train",
+    max_saved: str | int | None = None,
 ) -> Report:
     """Everything the compiler decides about one layer, without running it.
 
     n, k, m: outputs, inputs, tokens; left out, they stay symbols and the figures are formulas. dtype: of x (parameters
     are float32 beside 16-bit x). device: a name of `adaptc.plan.device.DEVICES`, "calibrated" (this machine as
     `adaptc tune --calibrate` measured it) or the path of such a file. mode: "train" (gradients of x and of every
-    parameter) or "eval". Seconds are predictions at m tokens, those of the candidates at the number of tokens at which
-    the search ranks them.
+    parameter) or "eval". max_saved: the most that may be kept for backward, in bytes (at m tokens, or 1,024) or as
+    "1.5x" of the bytes of x; PlanError if it cannot be. Seconds are predictions at m tokens, those of the candidates
+    at the number of tokens at which the search ranks them.
     """
     bound = adapter() if isinstance(adapter, Method) else adapter
     where = device_named(described(str(device)))
@@ -113,21 +116,21 @@ def explain(
         raise PlanError(f"x cannot be {dtype}: one of float32, float64, bfloat16, float16")
     text, open_equation = symbolic(bound, n or CONCRETE, k or CONCRETE)
     (rows, cols), note = _sizes(n, k, open_equation)
-    composed = stack(((bound.trace(rows, cols), 0.0),), rows, cols, True, mode == "train")
+    composed = stack(((bound.trace(rows, cols), 0.0),), rows, cols, True, mode == "train", max_saved_of(max_saved))
     trained = {s.leaf for s in composed.equations[0].leaves if s.trainable}
     wants = [mode == "train" and (leaf.role == "token" or leaf in trained) for leaf in composed.arguments]
     at = tuple((s, REPRESENTATIVE) for s in symbols() if not (isinstance(rows, int) and isinstance(cols, int)))
-    task = task_of(composed, wants, where.name, at)
+    task = task_of(composed, wants, where.name, at, dtype, NOMINAL if m is None else m)
     bindings = {} if m is None else {TOKENS: m}
     types = _types(composed.arguments, dtype)
-    if m is None or at or where.name != planned_as("cpu"):
+    if m is None or at or max_saved is not None or where.name != planned_as("cpu"):
         chosen = plan(task)
     else:
         signature = tuple(types[a] for a in composed.arguments), tuple(wants)
         chosen = plan_at(composed, signature, "cpu", m)
     ranked = dict(chosen.task.at).get(TOKENS, NOMINAL)
     rows_at = ranked if m is None else m
-    price = prices(where, {TOKENS: rows_at, **dict(at)})
+    price = prices(chosen, rows_at)
     graph = Graph(chosen)
     facts = {
         "adapter": repr(bound), "formula": text, "note": note,
@@ -136,14 +139,16 @@ def explain(
         "parameters": _show(sum(count(leaf.dims) for leaf in trained), {}),
         "cost": _costs(chosen, rows, cols, bindings),
         "kept": kept(chosen, composed.arguments, dtype, bindings, mode),
-        "seconds": {"rows": rows_at, **predicted(chosen, price)},
+        "seconds": {"rows": rows_at, **price.totals()},
         "steps": _rows(graph, bindings, types, price),
         "results": graph.results(),
         "choices": [
-            {"where": brief(c.where, 70), "chosen": c.chosen, "options": list(c.options)} for c in chosen.choices
+            {"where": brief(c.where, 70), "of": c.of, "purpose": c.purpose, "chosen": c.chosen, "options": [*c.options]}
+            for c in chosen.choices
         ],
+        "forms": _forms(chosen.choices, 70, ("form", "for")),
         "ranked at": ranked,
-        "candidates": _rivals(chosen, prices(device_named(chosen.task.device), {TOKENS: ranked, **dict(at)})),
+        "candidates": _rivals(chosen, ranked),
     }  # fmt: skip
     return Report(facts, composed.equations[0])
 
@@ -264,24 +269,35 @@ def _by(e: Expr, types: Types, task: Task) -> str:
     return "native" if isinstance(e, Contract) and block_step(e, types, ours) else "aten"
 
 
-def _rows(graph: Graph, bindings: Mapping[Any, int], types: Types, price: Price) -> list[dict[str, Any]]:
+def _rows(graph: Graph, bindings: Mapping[Any, int], types: Types, price: Prices) -> list[dict[str, Any]]:
     return [
         {
             "number": number, "way": way, "step": type(e).__name__, "value": brief(e, 56),
             "shape": [str(d) for d in e.dims], "flops": _show(sympy.sympify(cost(e, _exact).flops), bindings),
-            "seconds": price(e), "side": _side(e), "by": _by(e, types, graph.plan.task),
+            "seconds": price.of(e, way), "side": _side(e), "by": _by(e, types, graph.plan.task),
             "reads": graph.reads(e, way),
         }
         for number, way, e in graph.rows
     ]  # fmt: skip
 
 
-def _rivals(chosen: Plan, price: Price) -> list[dict[str, Any]]:
+def _forms(choices: Iterable[Choice], width: int, kinds: tuple[str, ...]) -> dict[str, str]:
+    """What was chosen where; for one purpose alone where it differs from what the others take."""
+    found = {}
+    shared = {c.where: c.chosen for c in choices if c.of == "form"}
+    for c in choices:
+        if c.of in kinds and not (c.of == "for" and c.chosen == shared.get(c.where)):
+            about = {"for": f" for {c.purpose}", "kept": ", kept", "first": ", when"}.get(c.of, "")
+            found[brief(c.where, width) + about] = c.chosen
+    return found
+
+
+def _rivals(chosen: Plan, rows_at: int) -> list[dict[str, Any]]:
     """The first plans that the search could have taken, by predicted seconds at its own number of tokens."""
     found = sorted(itertools.islice(candidates(chosen.task), CONSIDERED), key=lambda p: p.seconds)
     rows = []
     for p in found:
-        form = {brief(c.where, 40): c.chosen for c in p.choices}
-        ways = {f"{way} seconds": seconds for way, seconds in predicted(p, price).items()}
+        form = _forms(p.choices, 40, ("form", "for", "order", "kept", "first"))
+        ways = {f"{way} seconds": seconds for way, seconds in prices(p, rows_at).totals().items()}
         rows.append({"predicted seconds": p.seconds, **ways, "form": form, "chosen": p.choices == chosen.choices})
     return rows

@@ -65,7 +65,8 @@ def choice_table(f: Mapping[str, Any]) -> Table:
     """What was chosen from what."""
     table = _table("\nChoices", "where", "chosen", "from")
     for c in f["choices"]:
-        table.add_row(c["where"], c["chosen"], ", ".join(c["options"]))
+        purpose = f" for {c['purpose']}" if c["purpose"] else ""
+        table.add_row(c["where"] + purpose, c["chosen"], ", ".join(c["options"]))
     return table
 
 

@@ -1,6 +1,7 @@
 """Few trained numbers between frozen factors of W: singular vectors, LU, columns and rows of W."""
 
 from functools import partial
+from zlib import crc32
 
 import adaptc as ac
 
@@ -117,3 +118,100 @@ def spectral_r(W, *, r=8):
     Y = ac.param("Y", (r, r), "zeros")
     c = ac.param("c", (r,), "ones")
     return W + U @ (ac.cayley(X) @ ac.diag(c * S) @ ac.cayley(Y).T - ac.diag(S)) @ Vt
+
+
+@ac.adapter
+def psoft(W, *, r=32):
+    """PSOFT: W' = W + U S (diag(b) R diag(a) - I) V^T, U S V^T the r largest singular triples of W, R a rotation.
+
+    R = (I + Q)(I - Q)^-1, Q skew-symmetric with the upper triangle q = 0 at the start; a and b start at one.
+    Source: arXiv:2505.11235, checked against PEFT, not the paper's text. PEFT's scale psoft_alpha / r is in S^-1 and
+    before the product, so that it is none.
+    """
+    (U, S, Vt), I = ac.svd(W, r), ac.identity(r)
+    R = ac.cayley(ac.skew(ac.param("q", (r * (r - 1) // 2,), "zeros"))).T
+    a, b = ac.param("a", (r,), "ones"), ac.param("b", (r,), "ones")
+    return W + U @ ac.diag(S) @ (ac.diag(b) @ R @ ac.diag(a) - I) @ Vt
+
+
+@ac.adapter
+def tinylora(W, *, layer, r=2, u=64, seed=42):
+    """TinyLoRA: W' = W + U sqrt(S) (sum_i v_i P_i) sqrt(S) V^T, U S V^T the r largest singular triples, v trained.
+
+    The P_i (r, r) are random and frozen, from N(0, 1 / r), v (u,) starts at zero.
+    Source: arXiv:2602.04118 as PEFT cites it; checked against PEFT, not the paper's text. PEFT seeds P with the number
+    of the adapted layer, here with its name; its `weight_tying` shares v among neighbouring layers, here v is a
+    layer's own.
+    """
+    U, S, Vt = ac.svd(W, r)
+    P = ac.frozen("P", (u, r, r), ac.normal(r**-0.5), seed=crc32(f"{seed} {layer.name}".encode()), store=False)
+    R = ac.einsum("i,ijk->jk", ac.param("v", (u,), "zeros"), P)
+    return W + U @ ac.diag(ac.sqrt(S)) @ R @ ac.diag(ac.sqrt(S)) @ Vt
+
+
+@ac.adapter
+def osf(W, *, rank=None):
+    """OSF: W' = W + U diag(S) V - (its start), all singular triples of W but the `rank` largest (half of them).
+
+    The gradients of U and V are projected off the frozen singular vectors: value E, gradient of G.
+    Source: arXiv:2504.07097, checked against PEFT, not the paper's text. PEFT projects in a hook on the parameter.
+    """
+    p = min(W.shape)
+    (U0, S0, V0), h = ac.svd(W, p), p // 2 if rank is None else rank
+    U, S, V = ac.param("U", U0[:, h:].shape, U0[:, h:]), ac.param("S", (p - h,), S0[h:]), None
+    V = ac.param("V", V0[h:].shape, V0[h:])
+    X = U - U0[:, :h] @ (U0[:, :h].T @ (U - ac.detach(U)))
+    Y = V - ((V - ac.detach(V)) @ V0[:h].T) @ V0[:h]
+    return W + X @ ac.diag(S) @ Y - ac.initial(U @ ac.diag(S) @ V)
+
+
+@ac.adapter
+def frod(W, *, layer, sparse_rate=0.01, seed=0):
+    """FRoD: W' = U (S + diag(l)) V^T, V frozen and shared by the layers of a kind, S sparse, off the diagonal.
+
+    S starts at zero; U diag(l) = W V^-T with columns of length one in U (frozen) and l trained, so that W' = W at the
+    start.
+    Source: PEFT 0.21.2, not the paper's text. There V is a joint decomposition of all weights of a kind; an equation
+    sees one layer, so V holds the right singular vectors of the first layer of the kind.
+    """
+    n, k = W.shape
+    V = ac.frozen("V", (k, k), ac.svd(W.T @ W, k)[0], shared=f"{layer.kind}.V")
+    C = W @ ac.inverse(V).T
+    l = ac.param("l", (k,), ac.norm(C, axis=0))
+    U = ac.initial(C @ ac.diag(1 / ac.maximum(l, 1e-12)))
+    if k == 1:
+        return U @ ac.diag(l) @ V.T
+    count = min(max(1, int(sparse_rate * k * k)), k * (k - 1))
+    at = ac.frozen("at", (count,), ac.randperm(k * (k - 1)), seed=seed, store=False)
+    S = ac.reshape(ac.scatter(ac.param("s", (count,), "zeros"), [at], (k * (k - 1),)), (k - 1, k))
+    rest = ac.hstack([S, ac.reshape(l[1:], (k - 1, 1))])  # from the first diagonal entry on
+    return U @ ac.reshape(ac.hstack([l[:1], ac.reshape(rest, (k * k - 1,))]), (k, k)) @ V.T
+
+
+def _clusters(W, generator, r, count, steps=10):
+    """K-means on the rows of the r left singular vectors of W, from `count` random rows."""
+    U = W.cpu().svd()[0][:, :r]
+    centres = U[U.new_ones(len(U)).multinomial(count, generator=generator)]
+    for _ in range(steps):
+        at = (U[:, None] - centres).norm(dim=2).argmin(1)
+        sums = centres.new_zeros(centres.shape).index_add_(0, at, U)
+        centres = sums / at.bincount(minlength=count).clamp(min=1)[:, None]
+    return at
+
+
+@ac.adapter
+def adamss(W, *, r=100, subspaces=5, rank=1, seed=0):
+    """AdaMSS: the rows of the r left singular vectors of W are clustered, cluster c of the outputs gets B_c A_c V^T.
+
+    V the right singular vectors, frozen; A_c (rank, r) starts at the largest right singular vectors of the cluster's
+    rows, B_c, rows of B (n, rank), at zero.
+    Source: PEFT 0.21.2, not the paper's text. PEFT adds the bias to W as a column, adapts it too and takes K-means from
+    scikit-learn; AdaMSS-ASA, which freezes subspaces while it trains, is left out.
+    """
+    n, p, K = W.shape[0], min(r, *W.shape), min(subspaces, W.shape[0])
+    U, S, Vt = ac.svd(W, p)
+    at = ac.frozen("at", (n,), partial(_clusters, r=p, count=K), seed=seed, dtype="int64")
+    M = ac.take(ac.identity(K), at, axis=0)
+    A = ac.param("A", (K * rank, p), ac.vstack([ac.svd(ac.diag(M[:, c]) @ U, rank)[2] for c in range(K)]))
+    B = ac.einsum("nc,ns->ncs", M, ac.param("B", (n, rank), "zeros"))
+    return W + ac.reshape(B, (n, K * rank)) @ A @ Vt

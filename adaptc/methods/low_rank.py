@@ -128,3 +128,47 @@ def melora(W, *, ranks=(4, 4), alpha=16.0):
     A = [ac.param(f"A{i}", (r, ac.divide(k, g)), "kaiming_uniform") for i, r in enumerate(ranks)]
     B = [ac.param(f"B{i}", (ac.divide(n, g), r), "zeros") for i, r in enumerate(ranks)]
     return W + ac.block_diag(*((alpha / r) * (B[i] @ A[i]) for i, r in enumerate(ranks)))
+
+
+@ac.adapter
+def lora_bd(W, *, r=8, alpha=16.0, blocks=4, diagonal="A"):
+    """BD-LoRA: W' = W + (alpha / r) B A, A or B (`diagonal` says which) block-diagonal with `blocks` blocks.
+
+    The blocks of A are (r / blocks, k / blocks), of B (n / blocks, r / blocks); the other factor is full.
+    Source: PEFT 0.21.2 (`BdLoraConfig`), not the paper's text. There the names of the layers say which factor it is;
+    a block-diagonal A is Kaiming-uniform with a = 0, a full one with a = sqrt 5, and so here.
+    """
+    (n, k), p = W.shape, ac.divide(r, blocks)
+    if diagonal == "A":
+        A = ac.block_diag(ac.param("A", (blocks, p, ac.divide(k, blocks)), ac.kaiming_uniform(a=0.0)))
+        return W + (alpha / r) * (ac.param("B", (n, r), "zeros") @ A)
+    A = ac.param("A", (r, k), "kaiming_uniform")
+    return W + (alpha / r) * (ac.block_diag(ac.param("B", (blocks, ac.divide(n, blocks), p), "zeros")) @ A)
+
+
+@ac.adapter
+def delora(W, *, r=8, lam=15.0):
+    """DeLoRA: W' = W + (lam / r) B diag(1 / (|b_i| |a_i|)) A diag(|w_j|), columns b_i, rows a_i, columns w_j of W.
+
+    lam is trained, from 15; norms below 1e-4 count as that and have no derivative.
+    Source: arXiv:2503.18225, checked against PEFT, not the paper's text. The paper takes a copy of the random start
+    out of W, PEFT and this start with B = 0.
+    """
+    n, k = W.shape
+    A = ac.param("A", (r, k), "kaiming_uniform")
+    B = ac.param("B", (n, r), "zeros")
+    a, b = ac.maximum(ac.norm(A, axis=1), 1e-4), ac.maximum(ac.norm(B, axis=0), 1e-4)
+    return W + ac.param("lam", (), lam) / r * (B @ ac.diag(1 / (a * b)) @ A @ ac.diag(ac.norm(W, axis=0)))
+
+
+@ac.adapter
+def gralora(W, *, r=32, k=2, alpha=64.0):
+    """GraLoRA: W' = W + (alpha / r) E, a k x k grid of blocks E_ij = B_ij A_ij, each of rank r / k.
+
+    Source: arXiv:2505.20355, checked against PEFT, not the paper's text. PEFT stacks the A_ij of one group of inputs
+    and the B_ij of one group of outputs; its hybrid with a full LoRA (`hybrid_r`) is left out.
+    """
+    p, q, s = ac.divide(W.shape[0], k), ac.divide(W.shape[1], k), ac.divide(r, k)
+    A = ac.param("A", (k, k, s, q), "kaiming_uniform")
+    B = ac.param("B", (k, k, p, s), "zeros")
+    return W + (alpha / r) * ac.blocks(B @ A)

@@ -71,3 +71,20 @@ def scalelora(W, *, r=4):
     A = ac.param("A", (r, k), r**-0.5)
     B = ac.param("B", (n, r), r**-0.5)
     return W * (B @ A)
+
+
+@ac.adapter
+def glora(W, bias, *, r=4):
+    """GLoRA: W' = W + W * A + B, elementwise, bias' = bias + D bias + E + W C.
+
+    A = Ad Au and B = Bd Bu of rank r, C = Cd Cu (k,), D and E scalars; Ad, Bd, Cd, D and E start at zero.
+    Source: arXiv:2306.07967, checked against PEFT, not the paper's text: PEFT's default of the paper's choices. PEFT
+    leaves C, D and E out where the layer has no bias, here it gets one. LyCORIS multiplies W and A as matrices.
+    """
+    n, k = W.shape
+    A, B, C = (
+        ac.param(f"{name}d", (rows, r), "zeros") @ ac.param(f"{name}u", (r, cols), "kaiming_uniform")
+        for name, rows, cols in (("A", n, k), ("B", n, k), ("C", k, 1))
+    )
+    D, E = ac.param("D", (), 0.0), ac.param("E", (), 0.0)
+    return W + W * A + B, bias + D * bias + E + W @ C[:, 0]

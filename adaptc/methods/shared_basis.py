@@ -1,5 +1,6 @@
 """Few trained numbers on random factors, or on factors that all layers share."""
 
+import math
 from zlib import crc32
 
 import adaptc as ac
@@ -102,3 +103,38 @@ def said(W, *, layer, d=100, seed=0):
     H, start = ac.hadamard_transform(N), ac.scatter((2 * B - 1) * z, [range(d)], (N,))
     E = H @ (G * (ac.permutation(P) @ (H @ start))) / (ac.norm(G) * D**0.5)
     return W + lam * ac.reshape(E[:D], W.shape)
+
+
+@ac.adapter(identity=False)
+def vblora(W, *, r=4, vectors=256, length=256, topk=2):
+    """VB-LoRA: W' = W + B A, their rows and columns cut into pieces that are mixtures of vectors of one shared bank.
+
+    A piece is sum_h p_h bank_h, p the softmax over the topk largest logits of the piece. `length` is at most that of a
+    vector: the largest common divisor of it and both sizes; layers with shorter ones read the start of the vectors.
+    Source: arXiv:2405.15179, checked against PEFT, not the paper's text: bank from U(-0.02, 0.02), logits from
+    N(0, 0.1^2), so that W' differs from W at the start. PEFT refuses a length that does not divide both sizes.
+    """
+    (n, k), b, L, piece = W.shape, math.gcd(length, *W.shape), {}, {}
+    bank = ac.param("bank", (vectors, b), ac.uniform(-0.02, 0.02), shared="bank")
+    for name, size in (("A", k), ("B", n)):
+        L[name] = ac.param(f"L{name}", (size // b, r, vectors), ac.normal(0.1))
+        e = ac.exp(L[name]) * ac.topk(L[name], topk, axis=2)
+        piece[name] = ac.einsum("trh,tr,hl->tlr", e, 1 / ac.sum(e, axis=2), bank)
+    return W + ac.reshape(piece["B"], (n, r)) @ ac.reshape(piece["A"], (k, r)).T
+
+
+@ac.adapter(identity=False)
+def unilora(W, *, layer, r=4, d=256, layers=1, seed=42):
+    """Uni-LoRA: W' = W + B A, every entry one of d shared trained numbers z, divided by the root of its occurrences.
+
+    Source: arXiv:2506.00799, checked against PEFT, not the paper's text: z from U(-0.02, 0.02), so that W' differs from
+    W at the start; every number occurs about equally often. The paper and PEFT count over all layers of the model, an
+    equation sees one: `layers` is how many equal ones there are. The draw is a layer's own.
+    """
+    (n, k), key = W.shape, crc32(f"{seed} {layer.name}".encode())
+    z, (often, more) = ac.param("z", (d,), ac.uniform(-0.02, 0.02), shared="z"), divmod(r * (k + n), d)
+    at = ac.frozen("at", (r * (k + n),), ac.randperm(r * (k + n)), seed=key, store=False)
+    parts = ((0, more, often + 1), (more, d, often or 1))
+    z = ac.hstack([z[a:b] / (layers * count) ** 0.5 for a, b, count in parts if a < b])
+    entries = ac.take(ac.tile(z, at.shape), at, axis=0)
+    return W + ac.reshape(entries[r * k :], (n, r)) @ ac.reshape(entries[: r * k], (r, k))

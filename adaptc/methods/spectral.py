@@ -29,3 +29,23 @@ def c3a(W, *, b=8):
     n, k = W.shape
     c = ac.param("c", (ac.divide(n, b), ac.divide(k, b), b), "zeros")
     return W + ac.blocks(ac.circulant(c).T) / k
+
+
+@ac.adapter
+def waveft(W, *, n_frequency=2592, alpha=25.0, seed=777):
+    """WaveFT: W' = W + alpha H_n S H_k^T, H the inverse Haar transform, S zero but for n_frequency trained entries.
+
+    H_n (n, n) takes the averages in its first half of columns and the differences in the second; where n is odd the
+    last difference is zero.
+    Source: arXiv:2505.12532, checked against PEFT with its default wavelet (db1), not the paper's text. The same seed
+    draws the same places, but PEFT takes rows and columns of the two mixed bands the other way round.
+    """
+    n, k = W.shape
+    c = ac.param("c", (n_frequency,), "zeros")
+    at = ac.frozen("at", (n_frequency,), ac.randperm(n * k), seed=seed, store=False)
+    S, haar = ac.reshape(ac.scatter(c, [at], (n * k,)), (n, k)), ac.hadamard_transform(2) / 2**0.5
+    H = []
+    for d, h in ((n, -(-n // 2)), (k, -(-k // 2))):
+        pairs = ac.permutation([half * h + i for i in range(h) for half in (0, 1)])
+        H.append((ac.kron(ac.identity(h), haar) @ pairs)[:d, :d])
+    return W + alpha * (H[0] @ S @ H[1].T)

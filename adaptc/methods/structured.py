@@ -63,3 +63,15 @@ def mora6(W, *, r=8):
     turn = ac.rotation2d([[i * 10000 ** (-j / h) for j in range(h)] for i in range(N)])
     E = ac.on_axes(M, (N, 2 * h), (1,)) @ ac.on_axes(turn, (N, 2, h), (1,))
     return W + ac.tile(E, (n, N * 2 * h)) @ ac.tile(ac.identity(k), (N * 2 * h, k))
+
+
+@ac.adapter
+def miss_bat(W, *, r=8):
+    """MiSS, bat: every r x r block W_ij becomes W_ij + W_ij D_i + D_i, one D_i (r, r) for each group of r outputs.
+
+    Source: arXiv:2409.15371 (Bone's "bat"), checked against PEFT (`init_weights="bat"`), not the paper's text.
+    """
+    n, k = W.shape
+    D = ac.param("D", (ac.divide(n, r), r, r), "zeros")
+    E = ac.einsum("iajb,ibc->iajc", ac.reshape(W, (ac.divide(n, r), r, ac.divide(k, r), r)), D)
+    return W + ac.reshape(E, (n, k)) + ac.tile(ac.reshape(D, (n, r)), (n, k))

@@ -262,7 +262,8 @@ class _Reader:
         if key not in self.tensors:
             raise LoadError(f"the file lacks '{key}'")
         want = _whole_size(leaf, shared, wholes)
-        dtype = leaf_dtype(spec, weight.dtype) if spec else default_dtype(weight.dtype)
+        index = torch.int64 if leaf.kind == "integer" else None  # computed from W, as `nonzero` does
+        dtype = leaf_dtype(spec, weight.dtype) if spec else index or default_dtype(weight.dtype)
         value = self.tensors[key]
         if tuple(value.shape) != want or value.is_floating_point() != dtype.is_floating_point:
             raise LoadError(f"'{key}' is {tuple(value.shape)} {value.dtype}, the equation needs {want} {dtype}")

@@ -25,6 +25,7 @@ from adaptc.nn.base import (
 )
 from adaptc.nn.leaves import Leaves, Moved
 from adaptc.nn.linear import AdaptedLinear, shared_once
+from adaptc.nn.saved import require_saved
 from adaptc.runtime.attach import Wholes, attach
 from adaptc.runtime.stack import stack
 
@@ -82,13 +83,15 @@ def inject(
     name: str = "default",
     exclude_modules: Targets | None = None,
     dropout: float = 0.0,
+    max_saved: str | int | None = None,
 ) -> nn.Module:
     """Put an adapter on every matched linear layer, freeze the rest, return the model.
 
     target_modules: suffixes of module names, a regular expression for the whole name, or "all-linear".
-    dropout: of the adapters' x while training. A layer that has adapters gets this one after them.
-    Raises: InjectError when nothing matches or a match is no linear layer; the equation's own errors. On any error the
-    model is bit for bit what it was.
+    dropout: of the adapters' x while training. A layer that has adapters gets this one after them. max_saved: the most
+    that a layer may keep for backward, in bytes at 1,024 tokens or as "1.5x" of the bytes of x.
+    Raises: InjectError when nothing matches or a match is no linear layer; PlanError, naming the least, when a layer
+    must keep more; the equation's own errors. On any error the model is bit for bit what it was.
     """
     rate = require_dropout(dropout)
     target_modules = target_modules if isinstance(target_modules, str) else tuple(target_modules)
@@ -103,11 +106,12 @@ def inject(
         raise InjectError("the model itself is a linear layer: wrap it with AdaptedLinear")
     state = torch.random.get_rng_state()
     try:
-        leaves = _attach(bound, name, found, rate)
+        leaves = _attach(bound, name, found, rate, max_saved)
     except BaseException:
         torch.random.set_rng_state(state)
         raise
-    commit(model, {path: (module, [(name, leaves[id(module)], rate)]) for path, module in found.items()})
+    additions: Additions = {path: (module, [(name, leaves[id(module)], rate)]) for path, module in found.items()}
+    commit(model, additions, max_saved=max_saved)
     return model
 
 
@@ -125,7 +129,9 @@ def _require_one_meaning(model: nn.Module, adapter: Adapter, name: str) -> None:
             )
 
 
-def _attach(adapter: Adapter, name: str, found: dict[str, nn.Module], rate: float) -> dict[int, Leaves]:
+def _attach(
+    adapter: Adapter, name: str, found: dict[str, nn.Module], rate: float, max_saved: str | int | None
+) -> dict[int, Leaves]:
     """The leaves of every matched layer, and every check that could fail; the model is not touched."""
     wholes, made, layers = Wholes(), {}, {}
     for path, module in found.items():
@@ -145,6 +151,9 @@ def _attach(adapter: Adapter, name: str, found: dict[str, nn.Module], rate: floa
             equation = adapter.trace(n, k, Layer(path))
             for training in (False, True):
                 stack((*before, (equation, rate)), n, k, module.bias is not None, training)
+            dtype = operand(module).dtype
+            most = getattr(module, "max_saved", None) if max_saved is None else max_saved
+            require_saved((*before, (equation, rate)), n, k, module.bias is not None, most, dtype)
         except Exception as error:
             error.add_note(f"while adapting '{path}', a layer with {n} outputs and {k} inputs")
             raise
@@ -174,13 +183,16 @@ def commit(
     model: nn.Module,
     plan: Additions,
     active: dict[str, tuple[str, ...]] | None = None,
+    max_saved: str | int | None = None,
 ) -> None:
-    """Put checked leaves on their layers, freeze the rest. active: what is active then; None adds them all."""
+    """Put checked leaves on their layers, freeze the rest. active: what is active then; None adds them all. max_saved:
+    None leaves it as it is."""
     wrapped: dict[int, AdaptedLinear] = {}
     elsewhere = {id(m) for path, m in model.named_modules(remove_duplicate=False) if path not in plan}
     for path, (module, additions) in plan.items():
         if id(module) not in wrapped:
             layer = module if isinstance(module, AdaptedLinear) else AdaptedLinear.bare(_own(module, elsewhere))
+            layer.max_saved = layer.max_saved if max_saved is None else max_saved
             for name, leaves, rate in additions:
                 layer.hold(name, leaves, rate)
             layer.active = active[path] if active else (*layer.active, *(name for name, _, _ in additions))

@@ -16,8 +16,11 @@ from adaptc.errors import DtypeError, InjectError, MergeError, ShapeError, Unsup
 from adaptc.method import Adapter, Method
 from adaptc.nn.base import STATISTICS, as_adapter, is_transposed, require_dropout, require_linear, require_name
 from adaptc.nn.call import Ask, Mode, fresh_seed, given_tensors, repeated
+from adaptc.nn.hoisted import PLAIN, Held
 from adaptc.nn.leaves import Leaves, Originals
+from adaptc.nn.saved import require_saved
 from adaptc.plan.plan import NOMINAL, Plan
+from adaptc.plan.plan import max_saved as limit
 from adaptc.runtime import ops
 from adaptc.runtime.attach import Wholes, attach
 from adaptc.runtime.program import Program, build, disturbed, few_rows, kind_of, plan_at, run, weight_program
@@ -38,7 +41,8 @@ HOOKS = tuple(
     )
 )
 NAMELESS = Layer("")
-PLAIN = (Tensor, nn.Parameter)
+MADE = ("_programs", "_modes", "_sources", "_width", "_has_bias", "_late", "_few", "_again", "_held")
+"""What a layer makes again where it is loaded."""
 ROUTES = ("plain", "many", "op")
 route = "plain"
 """The way of a call on plain tensors: the fastest, as with many tokens, or through the registered operators; the tests
@@ -51,12 +55,14 @@ class AdaptedLinear(nn.Module):
     base: an nn.Linear or transformers' Conv1D, whose parameters this module shows as its own: `weight` and `bias` stay
     where they were in the state dict, leaves are at `adapters.<name>.<leaf>`. dropout: of the adapter's x, while
     training: y = x W^T + b' + D(x) (W' - W)^T. layer: what a method is told that asks for `layer`; `inject` tells it
-    the module's name. y has x's dtype; products accumulate in float32 or wider.
+    the module's name. max_saved: the most that may be kept for backward, in bytes at 1,024 tokens or as "1.5x" of the
+    bytes of x. y has x's dtype; products accumulate in float32 or wider.
     Raises: InjectError for a base that is no linear layer; the equation's own errors.
     """
 
     weight: Tensor
     bias: Tensor | None
+    max_saved: str | int | None
 
     def __init__(
         self,
@@ -65,9 +71,11 @@ class AdaptedLinear(nn.Module):
         name: str = "default",
         dropout: float = 0.0,
         layer: Layer = NAMELESS,
+        max_saved: str | int | None = None,
     ) -> None:
         nn.Module.__init__(self)
         require_linear(base, "the layer")
+        self.max_saved = max_saved
         self._wrap(base)
         bound = as_adapter(adapter)
         equation = bound.trace(self.out_features, self.in_features, layer)
@@ -92,6 +100,7 @@ class AdaptedLinear(nn.Module):
         self.transposed, self.training = is_transposed(base), base.training
         self.adapters = nn.ModuleDict()
         self.dropouts: dict[str, float] = {}
+        self.__dict__.setdefault("max_saved", None)
         self.disabled = 0
         self.given: dict[str, Any] = {}  # what `giving` gives, name -> tensor
         self._folded = False
@@ -127,6 +136,7 @@ class AdaptedLinear(nn.Module):
         self._sources = [source for a in names for source in self._leaves(a).sources()]
         self._programs: dict[Any, tuple[Program, bool]] = {}
         self._again: dict[tuple[bool, bool], Any] = {}
+        self._held = Held()
         self._few = few_rows(self.out_features, self.in_features) * self._width
 
     def _base_has_bias(self) -> bool:
@@ -139,13 +149,16 @@ class AdaptedLinear(nn.Module):
         return self._leaves(name).equation, self.dropouts.get(name, 0.0)
 
     def _mode(self, parts: tuple[Part, ...], training: bool) -> Mode:
-        composed = stack(parts, self.out_features, self.in_features, self._base_has_bias(), training)
+        n, k = self.out_features, self.in_features
+        composed = stack(parts, n, k, self._base_has_bias(), training, limit(self.max_saved))
         return Mode(composed, ops.register(composed), composed.seeded, tuple(map(Ask.of, composed.given)))
 
     def add(self, name: str, leaves: Leaves, dropout: float = 0.0) -> None:
         """Put another adapter after those that are active."""
         parts = (*(self._part(a) for a in self.active), (leaves.equation, dropout))
         self._mode(parts, training=False)  # raises before anything changes
+        n, k = self.out_features, self.in_features
+        require_saved(parts, n, k, self._base_has_bias(), self.max_saved, self.weight.dtype)
         self.hold(name, leaves, dropout)
         self.active = (*self.active, name)
 
@@ -249,14 +262,17 @@ class AdaptedLinear(nn.Module):
             y: Tensor = Transformed.apply(program, x.reshape(-1, x.shape[-1]), *tensors)[0]  # type: ignore[no-untyped-call]
             return y.reshape(*x.shape[:-1], y.shape[-1])
         self._remember(program, wants, mode, x)
-        return program.call(x, *tensors) if wants else run(program, x, *tensors)
+        if wants:
+            return program.call(x, *tensors)
+        own = self._parameters.get("weight") is not None  # a parametrization gives another in every call
+        return self._held.run(program, x, *tensors) if own else run(program, x, *tensors)
 
     def _remember(self, program: Program, wants: bool, mode: Mode, x: Tensor) -> None:
         """Make the next call of this kind short, if nothing is needed for it but x and the tensors of the layer."""
         self._again.pop((self.training, torch.is_grad_enabled()), None)
         if mode.asks or mode.seeded or self.transposed or disturbed():
             return
-        target = program.direct if wants else functools.partial(run, program)
+        target = program.direct if wants else functools.partial(self._held.run, program)
         again = repeated(x, self._parameters, self._sources, target, self._few)
         if again is not None:
             self._again[self.training, torch.is_grad_enabled()] = again
@@ -283,6 +299,11 @@ class AdaptedLinear(nn.Module):
                 f"'{self._late[0]}' was attached while the weight was on the meta device: load the weights, "
                 "or call ac.reset(model) once they are there"
             )
+
+    def train(self, mode: bool = True) -> AdaptedLinear:
+        """As nn.Module's. What is held between calls without gradients is dropped."""
+        self._held.drop()
+        return super().train(mode)
 
     def _apply(self, fn: Any, recurse: bool = True) -> AdaptedLinear:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -377,6 +398,7 @@ class AdaptedLinear(nn.Module):
     def fold(self, weight: Tensor, bias: Tensor | None, reversible: bool) -> None:
         """Write the folded weight."""
         self._again = {}
+        self._held.drop()
         if reversible:
             self.originals = Originals(self.weight, self.bias, self.bias is not None)
         else:
@@ -393,6 +415,7 @@ class AdaptedLinear(nn.Module):
         if not self.merged:
             raise MergeError("the layer is not merged")
         originals = self._originals()
+        self._held.drop()
         self.weight.copy_(originals.weight)  # type: ignore[arg-type]
         if originals.had_bias:
             self.bias.copy_(originals.bias)  # type: ignore[union-attr, arg-type]
@@ -439,6 +462,7 @@ class AdaptedLinear(nn.Module):
         """Base weights that come without leaves: what was computed from the old W is computed again."""
         if self.merged:
             raise MergeError("the layer is merged: unmerge it before loading a state dict")
+        self._held.drop()
         comes, plain = f"{prefix}weight" in state_dict, not any(k.startswith(f"{prefix}adapters.") for k in state_dict)
         mine = [(name, self._leaves(name)) for name in self.adapters]
         for name, leaves in mine if comes and plain else ():
@@ -463,17 +487,7 @@ class AdaptedLinear(nn.Module):
         self.active = self._active
 
     def __getstate__(self) -> dict[str, Any]:
-        made = (
-            "_programs",
-            "_modes",
-            "_sources",
-            "_width",
-            "_has_bias",
-            "_late",
-            "_few",
-            "_again",
-        )  # made again where it is loaded
-        return {key: value for key, value in self.__dict__.items() if key not in made}
+        return {key: value for key, value in self.__dict__.items() if key not in MADE}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]

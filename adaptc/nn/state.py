@@ -83,7 +83,9 @@ def reset(model: nn.Module) -> None:
 def refresh(model: nn.Module) -> None:
     """Drop what layers made from their parameters and hold between calls, after edits that torch does not count.
 
-    Parameter-side values are computed in every forward, so these are compiled programs and the order of tensors alone.
+    These are `p.data.add_(...)` and other writes past a parameter into its memory, from NumPy or a kernel that takes
+    addresses. Only calls without gradients use what is held. An edit of the parameter itself, a step of a
+    `torch.optim` optimizer, `p.data = t`, `ac.load`, `load_state_dict` and `to` are seen.
     """
     for _, layer in adapted_layers(model):
         layer.active = layer.active

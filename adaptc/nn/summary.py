@@ -16,12 +16,14 @@ from adaptc.nn.linear import AdaptedLinear
 @dataclass(frozen=True)
 class Summary:
     """One row a layer: name, sizes, adapters (active first), trained parameters, frozen entries, state, bytes of
-    originals kept for unmerging. Shared leaves count once in the totals."""
+    originals kept for unmerging, bytes held from the last call without gradients. Shared leaves count once in the
+    totals."""
 
     rows: tuple[dict[str, Any], ...]
     trainable: int
     parameters: int
     original_bytes: int
+    held_bytes: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
@@ -30,6 +32,7 @@ class Summary:
             "trainable": self.trainable,
             "parameters": self.parameters,
             "original bytes": self.original_bytes,
+            "held bytes": self.held_bytes,
         }
 
     def __str__(self) -> str:
@@ -39,6 +42,8 @@ class Summary:
         title = f"{len(self.rows)} adapted layers, {self.trainable:,} of {self.parameters:,} parameters trained"
         if self.original_bytes:
             title += f"; {self.original_bytes:,} bytes kept for unmerging"
+        if self.held_bytes:
+            title += f"; {self.held_bytes:,} bytes held between calls without gradients"
         table = Table(title=title, title_justify="left", box=None, pad_edge=False)
         for column in ("layer", "n x k", "adapters", "trained", "state"):
             table.add_column(column, overflow="fold")
@@ -51,7 +56,8 @@ def summary(model: nn.Module) -> Summary:
     """The adapters of a model, layer by layer. A model without any gives an empty one."""
     rows = tuple(_row(name, layer) for name, layer in adapted_layers(model))
     trained = sum(p.numel() for p in adapter_parameters(model))
-    return Summary(rows, trained, sum(p.numel() for p in model.parameters()), sum(r["original bytes"] for r in rows))
+    original, held = (sum(r[key] for r in rows) for key in ("original bytes", "held bytes"))
+    return Summary(rows, trained, sum(p.numel() for p in model.parameters()), original, held)
 
 
 def _remarks(layer: AdaptedLinear, adapter: str) -> str:
@@ -72,4 +78,5 @@ def _row(name: str, layer: AdaptedLinear) -> dict[str, Any]:
         "frozen": sum(b.numel() for b in layer.adapters.buffers()),
         "state": state,
         "original bytes": layer.originals.nbytes if "originals" in layer._modules else 0,
+        "held bytes": layer._held.nbytes([*layer.parameters(), *layer.buffers()]),
     }

@@ -16,7 +16,7 @@ from string import ascii_letters
 from adaptc.ir.build import contract
 from adaptc.ir.dims import TOKENS, Dim
 from adaptc.ir.expand import FLAT
-from adaptc.ir.expr import Expr, rewrite_all
+from adaptc.ir.expr import Expr, postorder, rewrite_all
 from adaptc.ir.prims import Contract
 from adaptc.plan.device import Device
 
@@ -41,6 +41,11 @@ class Orders:
         """Know a value by its canonical name; the first stays."""
         self.sets.add(name[1])
         return self.known.setdefault(name, tree)
+
+    def forget(self, values: Sequence[Expr]) -> None:
+        """Values that are not to be had for nothing, and what was made of them."""
+        lost = set(values)
+        self.known = {name: tree for name, tree in self.known.items() if lost.isdisjoint(postorder(tree))}
 
     def order(self, root: Expr) -> Expr:
         """Every contraction below root as products of two."""

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from adaptc.errors import PlanError
 from adaptc.ir.cost import NOTHING, Cost, cost
 from adaptc.ir.dims import TOKENS, Dim, value
 from adaptc.ir.expr import Expr, postorder
@@ -17,10 +21,32 @@ NOMINAL = 1024
 
 
 @dataclass(frozen=True)
+class Limit:
+    """The most that may be kept for backward. amount: times the bytes of x if a float, else bytes at `rows` tokens.
+
+    item: bytes of an entry of x; wide: of a value of parameters alone.
+    """
+
+    amount: float | int
+    item: int
+    wide: int
+    rows: int
+
+
+def max_saved(text: str | int | None) -> float | int | None:
+    """A limit as users write it: bytes, or "1.5x", times the bytes of x. Raises PlanError."""
+    if text is None or (isinstance(text, int) and not isinstance(text, bool) and text >= 0):
+        return text
+    if isinstance(text, str) and re.fullmatch(r"\d+(\.\d*)?x", text):
+        return float(text[:-1])
+    raise PlanError(f"max_saved is a number of bytes, or how often the bytes of x as in '1.5x', got {text!r}")
+
+
+@dataclass(frozen=True)
 class Task:
     """What is to be computed: y, and the gradients of `wrt`, in the sizes given by `at` where symbolic.
 
-    kept: what passes from forward to backward; None where the planner is to choose.
+    kept: what passes from forward to backward; None where the planner is to choose. limit: of what is kept.
     """
 
     y: Expr
@@ -29,6 +55,7 @@ class Task:
     device: str
     at: tuple[tuple[object, int], ...] = ()
     kept: tuple[Kept, ...] | None = None
+    limit: Limit | None = None
 
     def size(self, d: Dim) -> int:
         """A size as a number: the nominal number of tokens, and the values of `at`."""
@@ -37,11 +64,16 @@ class Task:
 
 @dataclass(frozen=True)
 class Choice:
-    """One decision: the place, what was chosen, and what it was chosen from."""
+    """One decision: the place, what was chosen, and what it was chosen from.
+
+    of: what is decided: a "form", an "order", a form "for" one purpose alone, what is "kept" or computed "first".
+    """
 
     where: Expr
     chosen: str
     options: tuple[str, ...]
+    of: str = "form"
+    purpose: str = ""
 
 
 @dataclass(frozen=True)
@@ -62,6 +94,7 @@ class Plan:
     kept: tuple[Kept, ...]
     choices: tuple[Choice, ...]
     seconds: float
+    apart: tuple[float, ...] = ()  # seconds of each purpose, were it alone
 
     @property
     def forward(self) -> list[Expr]:
@@ -77,6 +110,35 @@ class Plan:
     def read(self) -> set[Leaf]:
         """The leaves that backward reads and only a call has: x, seeds, what is given."""
         return {e for e in self.inputs if e.role in CALL_ROLES}
+
+    def saved_bytes(self, m: int, item: int = 4, wide: int = 4) -> int:
+        """Bytes kept from forward to backward for m tokens, beside parameters. item: of an entry of x; wide: of a
+        value of parameters alone."""
+        total = 0
+        for e in (*self.read, *(k.node for k in self.kept)):
+            entries = 1
+            for d in e.dims:
+                entries *= value(d, {**dict(self.task.at), TOKENS: m})
+            total += entries * (8 if e.kind in ("integer", "complex") else item if depends_on_tokens(e) else wide)
+        return total
+
+    @functools.cached_property
+    def excess(self) -> int:
+        """Bytes kept above the limit of the task."""
+        limit = self.task.limit
+        if limit is None:
+            return 0
+        if isinstance(limit.amount, int):
+            return max(0, self.saved_bytes(limit.rows, limit.item, limit.wide) - limit.amount)
+        return max(0, math.ceil(self.saved_bytes(1, limit.item, limit.wide) - limit.amount * self.x_bytes))
+
+    @property
+    def x_bytes(self) -> int:
+        """Bytes of one row of x."""
+        x = next((e for e in postorder(self.task.y) if isinstance(e, Leaf) and e.role == "token"), None)
+        if x is None:
+            return 0
+        return self.task.size(x.dims[-1]) * (self.task.limit.item if self.task.limit else 4)
 
     @property
     def inputs(self) -> list[Leaf]:

@@ -157,6 +157,42 @@ def blocks_gradient(x: Tensor, gy: Tensor, dtype: torch.dtype, level: int = BEST
     return out if dtype == torch.float32 else out.to(dtype)
 
 
+def samples(a: Tensor, b: Tensor, rows: Tensor, cols: Tensor) -> bool:
+    """Whether `sampled` can take these."""
+    return (
+        available()
+        and a.dtype == b.dtype
+        and a.dtype in CODES
+        and all(type(t) is Tensor or type(t) is torch.nn.Parameter for t in (a, b))
+        and all(t.device.type == "cpu" for t in (a, b, rows, cols))
+        and not (torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active())
+    )
+
+
+def sampled(a: Tensor, rows: Tensor, b: Tensor, cols: Tensor, level: int = BEST) -> Tensor:
+    """out[t] = sum_m a[rows[t], m] b[cols[t], m], in float32. Raises IndexError for a place outside."""
+    rows, cols = rows.contiguous(), cols.contiguous()
+    for at, of in ((rows, a), (cols, b)):
+        if at.numel() and not 0 <= int(at.min()) <= int(at.max()) < of.shape[0]:
+            raise IndexError(f"a place outside of {of.shape[0]} rows")
+    a, b = a.contiguous(), b.contiguous()
+    out = torch.empty(rows.numel(), dtype=torch.float32)
+    m = a.shape[1]
+    _native.sampled(
+        a.data_ptr(),
+        b.data_ptr(),
+        rows.data_ptr(),
+        cols.data_ptr(),
+        out.data_ptr(),
+        rows.numel(),
+        m,
+        CODES[a.dtype],
+        _threads(rows.numel() * m),
+        level,
+    )
+    return out
+
+
 def uniform(seed: Tensor, stream: int, shape: tuple[int, ...], dtype: torch.dtype, level: int = BEST) -> Tensor:
     """`random.uniform` on the CPU, the same bits."""
     return _draw(seed, stream, -1, shape, dtype, level)

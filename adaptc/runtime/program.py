@@ -20,7 +20,7 @@ from adaptc.codegen.aten import argument_names, emit
 from adaptc.codegen.native import Kernels
 from adaptc.codegen.source import Source
 from adaptc.codegen.strided import DTYPES as STRIDED
-from adaptc.codegen.strided import NotStrided, emit_strided
+from adaptc.codegen.strided import NotStrided, emit_strided, may_be_strided
 from adaptc.codegen.types import Types, has_rows, wide
 from adaptc.env import options
 from adaptc.errors import UnsupportedError
@@ -29,11 +29,13 @@ from adaptc.ir.dims import TOKENS, Shape, show
 from adaptc.ir.expr import Expr, postorder
 from adaptc.ir.prims import Leaf
 from adaptc.ir.printer import brief, formula
-from adaptc.plan.plan import Plan, Task, depends_on_tokens
+from adaptc.plan.plan import NOMINAL, Limit, Plan, Task, depends_on_tokens
 from adaptc.plan.search import plan
 from adaptc.runtime import native
 from adaptc.runtime.machine import described
 from adaptc.runtime.random import bernoulli, uniform
+from adaptc.runtime.sampled import sampled
+from adaptc.runtime.split import Split, split
 from adaptc.runtime.stack import Stack
 from adaptc.runtime.tables import tabulate
 from adaptc.runtime.transforms import walsh_hadamard
@@ -60,6 +62,7 @@ class Program:
     saves_x: bool
     kept: tuple[tuple[Shape, str], ...] = ()  # sizes and dtypes of what passes from forward to backward
     by_row: bool = False  # is a row of y, and of what is kept, a function of its row of x and the parameters alone?
+    split: Split | None = None  # the forward in two, where values may be held between calls without gradients
 
     @functools.cached_property
     def node(self) -> type[torch.autograd.Function] | None:
@@ -82,6 +85,18 @@ class Program:
         return load(self.forward_source)
 
     @functools.cached_property
+    def parameters(self) -> Callable[..., tuple[Tensor, ...]]:
+        """The compiled first part of the split."""
+        assert self.split is not None
+        return load(self.split.parameters_source)
+
+    @functools.cached_property
+    def rest(self) -> Callable[..., tuple[Tensor, ...]]:
+        """The compiled second part of the split."""
+        assert self.split is not None
+        return load(self.split.forward_source)
+
+    @functools.cached_property
     def backward(self) -> Callable[..., tuple[Tensor, ...]]:
         """The compiled backward."""
         assert self.backward_source is not None
@@ -102,6 +117,7 @@ def load(source: Source) -> Callable[..., tuple[Tensor, ...]]:
         "empty_like": torch.empty_like,
         "straight": native.straight,
         "steps": native.steps(source.strided) if source.strided else None,
+        "sampled": sampled,
         "uniform": uniform,
         "bernoulli": bernoulli,
     }
@@ -123,10 +139,24 @@ def load(source: Source) -> Callable[..., tuple[Tensor, ...]]:
     return run
 
 
-def task_of(stack: Stack, wants: Sequence[bool], device: str, at: tuple[tuple[object, int], ...] = ()) -> Task:
-    """What a layer must compute, given which of its arguments want gradients. at: values for symbolic sizes."""
+ITEMS = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+
+
+def task_of(
+    stack: Stack,
+    wants: Sequence[bool],
+    device: str,
+    at: tuple[tuple[object, int], ...] = (),
+    dtype: str = "float32",
+    rows: int = NOMINAL,
+) -> Task:
+    """What a layer must compute, given which of its arguments want gradients. at: values for symbolic sizes. dtype: of
+    x, and rows its number, where what may be kept has a limit."""
     wrt = tuple(leaf for leaf, want in zip(stack.arguments, wants, strict=True) if want)
-    return Task(stack.output, stack.gy, wrt, device, at)
+    limit = None
+    if stack.max_saved is not None and wrt:
+        limit = Limit(stack.max_saved, ITEMS[dtype], 8 if dtype == "float64" else 4, rows)
+    return Task(stack.output, stack.gy, wrt, device, at, limit=limit)
 
 
 def planned_as(device: str) -> str:
@@ -165,10 +195,8 @@ def build(stack: Stack, signature: Signature, device: str, few: bool = False) ->
     dtypes, wants = signature
     start = time.perf_counter()
     if few and device == "cpu":
-        found = _built_for_few(stack, signature)
-        if found is not None:
-            return found
-    chosen = plan(task_of(stack, wants, planned_as(device)))
+        return _built_for_few(stack, signature) or build(stack, signature, device)
+    chosen = plan(task_of(stack, wants, planned_as(device), dtype=dtypes[0]))
     _tell(chosen, stack)
     program = assemble(chosen, stack, dtypes, kernels(device))
     if options().debug:
@@ -183,18 +211,20 @@ def few_rows(n: int, k: int) -> int:
 
 def plan_at(stack: Stack, signature: Signature, device: str, m: int) -> Plan:
     """The plan by which m tokens are computed. What is kept for backward is the same for every m."""
-    found = _built_for_few(stack, signature) if device == "cpu" and m <= few_rows(stack.n, stack.k) else None
-    return found.plan if found else plan(task_of(stack, signature[1], planned_as(device)))
+    if m <= few_rows(stack.n, stack.k):
+        return build(stack, signature, device, few=True).plan
+    return plan(task_of(stack, signature[1], planned_as(device), dtype=signature[0][0]))
 
 
-@functools.lru_cache(maxsize=1024)
 def _built_for_few(stack: Stack, signature: Signature) -> Program | None:
     """All of forward in one native call, and all of backward; None where the steps are of another kind, or too many."""
     dtypes, wants = signature
     rows = few_rows(stack.n, stack.k)
     if not native.looks() or len(set(dtypes)) > 1 or dtypes[0] not in STRIDED:
         return None
-    many = plan(task_of(stack, wants, planned_as("cpu")))
+    many = plan(task_of(stack, wants, planned_as("cpu"), dtype=dtypes[0]))
+    if not all(may_be_strided(e) for e in (*many.forward, *many.backward)):
+        return None
     chosen = plan(replace(task_of(stack, wants, "cpu-few", ((TOKENS, rows),)), kept=many.kept))
     try:
         program = assemble(chosen, stack, dtypes, few=True)
@@ -243,9 +273,9 @@ def assemble(
     results = [(chosen.y, dtypes[0]), *((e, types[e]) for e in kept)]
     forward = write(f"{name}_forward", [(names[a], a) for a in used], results, types, head)
     if not chosen.gradients:
-        return Program(
-            chosen, len(arguments), forward, None, _positions(used, arguments), (), (), False, (), _by_row(stack, kept)
-        )
+        parts = None if few or kept else split(chosen, names, types, write, name, head)
+        read, by_row = _positions(used, arguments), _by_row(stack, kept)
+        return Program(chosen, len(arguments), forward, None, read, (), (), False, (), by_row, parts)
     inputs = [a for a in arguments if a in set(chosen.inputs)]
     back_types = Types(types.token, types.wide, {**given, **{e: types[e] for e in kept}, stack.gy: dtypes[0]})
     back_arguments = [
@@ -386,10 +416,19 @@ def backward_slowly(gy: Tensor, saved: tuple[Tensor, ...], differentiate: Callab
 
 def run(program: Program, x: Tensor, *tensors: Tensor) -> Tensor:
     """One call without autograd."""
-    read = [tensors[j - 1] for j in program.read]
+    return _on_rows(program.forward, x, [tensors[j - 1] for j in program.read])
+
+
+def run_rest(program: Program, values: Sequence[Tensor], x: Tensor, *tensors: Tensor) -> Tensor:
+    """One call without autograd, given the values of the parameters alone."""
+    assert program.split is not None
+    return _on_rows(program.rest, x, [*(tensors[j - 1] for j in program.split.read), *values])
+
+
+def _on_rows(forward: Callable[..., tuple[Tensor, ...]], x: Tensor, read: list[Tensor]) -> Tensor:
     if x.ndim == 2:
-        return program.forward(x, *read)[0].contiguous()
-    y = program.forward(x.reshape(-1, x.shape[-1]), *read)[0].contiguous()
+        return forward(x, *read)[0].contiguous()
+    y = forward(x.reshape(-1, x.shape[-1]), *read)[0].contiguous()
     return y.reshape(*x.shape[:-1], y.shape[-1])
 
 

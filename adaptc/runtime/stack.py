@@ -33,6 +33,7 @@ class Stack:
     leaves: per adapter, its leaves as the composed expressions name them, in the order they are held. given: what a
     call is given. weight, bias: the adapted ones, without noise and dropout; None in output form. output: y' over x,
     W, bias, the leaves, what is given and the seed. penalty: the sum of the penalties, None where there are none.
+    max_saved: the most that may be kept for backward, bytes or (a float) times x.
     """
 
     n: Dim
@@ -45,6 +46,7 @@ class Stack:
     bias: Expr | None
     output: Expr
     penalty: Expr | None = None
+    max_saved: float | int | None = None
 
     @functools.cached_property
     def arguments(self) -> tuple[Leaf, ...]:
@@ -74,11 +76,14 @@ class Stack:
     def digest(self) -> str:
         """A name for the composed equation, the same in every process."""
         parts = [self.output.digest, *(f"{a.name}{a.dims}{a.kind}" for a in self.arguments)]
+        parts += [] if self.max_saved is None else [repr(self.max_saved)]
         return hashlib.blake2b("".join(parts).encode(), digest_size=8).hexdigest()
 
 
 @functools.lru_cache(maxsize=1024)
-def stack(parts: tuple[Part, ...], n: Dim, k: Dim, has_bias: bool, training: bool) -> Stack:
+def stack(
+    parts: tuple[Part, ...], n: Dim, k: Dim, has_bias: bool, training: bool, max_saved: float | int | None = None
+) -> Stack:
     """Compose. Raises EquationError for a weight form after an output form."""
     x: Expr = x_leaf(k)
     W: Expr = W_leaf(n, k)
@@ -122,7 +127,7 @@ def stack(parts: tuple[Part, ...], n: Dim, k: Dim, has_bias: bool, training: boo
     output = _applied(x, direct, dropped, now_bias) if output is None else simplify(refold(output))
     equations = tuple(equation for equation, _ in parts)
     penalty = simplify(refold(add(*penalties))) if penalties else None
-    return Stack(n, k, has_bias, equations, tuple(named), tuple(given.values()), *form, output, penalty)
+    return Stack(n, k, has_bias, equations, tuple(named), tuple(given.values()), *form, output, penalty, max_saved)
 
 
 def _both(

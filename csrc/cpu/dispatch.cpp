@@ -70,4 +70,9 @@ void draw(const Draw& c, int threads, int index) {
     share(c.m, 1, threads, [&](Index first, Index last) { use.draw(c, columns.get(), first, last); });
 }
 
+void sampled(const Sampled& c, int threads, int index) {
+    const Level& use = level(index);
+    share(c.places, 16, threads, [&](Index first, Index last) { use.sampled(c, first, last); });
+}
+
 }  // namespace adaptc

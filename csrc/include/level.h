@@ -3,6 +3,7 @@
 
 #include "blocks.h"
 #include "random.h"
+#include "sampled.h"
 #include "small_blocks.h"
 #include "steps.h"
 
@@ -83,8 +84,12 @@ TARGET void draw(const Draw& c, const std::uint32_t* columns, Index first, Index
                                     : draw_rows<bf16>(c, columns, first, last);
 }
 
+TARGET void sampled(const Sampled& c, Index first, Index last) {
+    return c.data == Dtype::float32 ? sampled_rows<float>(c, first, last) : sampled_rows<bf16>(c, first, last);
+}
+
 }  // namespace
 
 const adaptc::Level adaptc::LEVEL = {
-    LEVEL_NAME, packed_floats, packed_items, pack, apply, gradient_items, gradient, column_hashes, ::draw, run_steps,
+    LEVEL_NAME, packed_floats, packed_items, pack, apply, gradient_items, gradient, column_hashes, ::draw, ::sampled, run_steps,
 };

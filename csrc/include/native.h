@@ -31,6 +31,17 @@ struct Gradient {
     Dtype data;
 };
 
+// out[t] = sum_m a[rows[t], m] b[cols[t], m], in float32.
+struct Sampled {
+    const void* a;
+    const void* b;
+    const std::int64_t* rows;
+    const std::int64_t* cols;
+    float* out;
+    Index places, m;
+    Dtype data;
+};
+
 // 24 bits for each (row, column), as a number in [0, 1) or as a comparison with a threshold.
 struct Draw {
     const std::uint64_t* seed;
@@ -84,6 +95,7 @@ struct Level {
     void (*gradient)(const Gradient&, Index first, Index last);
     void (*columns)(std::uint32_t* hashes, Index k);
     void (*draw)(const Draw&, const std::uint32_t* columns, Index first, Index last);  // rows
+    void (*sampled)(const Sampled&, Index first, Index last);  // places
     void (*run_steps)(const Step* steps, Index count, void* const* buffers, bool wide);
 };
 
@@ -98,6 +110,7 @@ const Level& level(int index);  // -1: the last, which is the best
 void blocks_apply(const Apply&, int threads, int level);
 void blocks_gradient(const Gradient&, int threads, int level);
 void draw(const Draw&, int threads, int level);
+void sampled(const Sampled&, int threads, int level);
 
 // Uninitialised memory on a cache line.
 template <class T>

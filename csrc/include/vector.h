@@ -28,6 +28,7 @@ using adaptc::Draw;
 using adaptc::Dtype;
 using adaptc::Gradient;
 using adaptc::Index;
+using adaptc::Sampled;
 using bf16 = std::uint16_t;
 
 ADAPTC_INLINE float widen(float x) { return x; }

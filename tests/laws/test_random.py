@@ -21,7 +21,8 @@ from adaptc.ir.prims import Leaf, Primitive
 from adaptc.ir.printer import formula
 from adaptc.ir.rules import Rule, forms, simplify
 from adaptc.ir.vjp import vjp
-from adaptc.plan.search import candidates, evaluate, plan
+from adaptc.plan.evaluate import evaluate
+from adaptc.plan.search import candidates, plan
 from adaptc.runtime.attach import Wholes, attach
 from adaptc.runtime.program import assemble, task_of
 from adaptc.runtime.reference import Evaluator

@@ -1,0 +1,248 @@
+"""One assignment of options to sites -> the plan it gives, and the sites it met.
+
+Forward, the gradient of x, and the gradients of parameters are three purposes: they take the same form of a part
+unless a choice sets one of them apart. What forward and backward then share can be kept.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import NamedTuple
+
+from adaptc.ir.cost import Cost, cost, entries
+from adaptc.ir.expand import FLAT, Site, expand, settled
+from adaptc.ir.expr import Expr, postorder
+from adaptc.ir.prims import Contract, Draw, Leaf
+from adaptc.ir.vjp import vjp
+from adaptc.plan.device import Device, device
+from adaptc.plan.order import ITEM, Name, Orders, spell
+from adaptc.plan.plan import Choice, Kept, Plan, Task, depends_on_tokens, is_view, reach, steps
+from adaptc.plan.sampled import fused
+
+FORWARD, INPUT, PARAMETERS = "forward", "the gradient of x", "the gradients of parameters"
+PURPOSES = (FORWARD, INPUT, PARAMETERS)
+KEEP, AGAIN = "keep", "compute again"
+NEEDED, FIRST = "as needed", "first"
+WORTH = 0.25  # of a base product per entry: what costs as much to recompute is kept; so much is a kept x worth
+CHEAP = 16  # flops an entry: such a value is never kept
+LITTLE = 0.25  # of x: what is smaller may be kept in its place
+TURNED = 4  # passes over the operands of a sampled product: they are transposed, and read by column
+MANY = 16  # contractions whose parts are compared, and parts that may come first
+SMALL = 0.01  # of y: larger values of parameters alone are always computed again
+
+
+class Key(NamedTuple):
+    """The name of a site: what is decided, at which node, for which purpose alone."""
+
+    of: str
+    node: str
+    purpose: str = ""
+
+
+Chosen = Mapping[Key, str]
+
+
+@dataclass
+class _Trial:
+    """One assignment, and the sites it met."""
+
+    task: Task
+    chosen: Chosen
+    met: dict[Key, Choice] = field(default_factory=dict)
+
+    def pick(self, key: Key, node: Expr, options: tuple[str, ...], default: str) -> str:
+        """The option of a site: assigned, or the default."""
+        option = self.chosen.get(key, default)
+        option = option if option in options else default
+        seen = self.met.get(key)
+        every = tuple(dict.fromkeys((*(seen.options if seen else ()), *options)))
+        self.met[key] = Choice(node, option, every, key.of, key.purpose)
+        return option
+
+    def form(self, site: Site, purpose: str) -> str:
+        """The form of a part: the purpose's own, or everybody's."""
+        everybody = self.pick(Key("form", site.node.digest), site.node, site.options, site.options[0])
+        if not self.task.wrt:
+            return everybody
+        return self.pick(Key("for", site.node.digest, purpose), site.node, site.options, everybody)
+
+    def last_product(self, node: Contract, count: int) -> int:
+        """Which of a contraction's best last products."""
+        options = tuple(f"order {j}" for j in range(count))
+        return options.index(self.pick(Key("order", node.digest), node, options, options[0]))
+
+
+def evaluate(task: Task, chosen: Chosen) -> tuple[Plan, dict[Key, Choice]]:
+    """The plan of one assignment: expand, differentiate, order, keep."""
+    trial, where = _Trial(task, chosen), device(task.device)
+    y, gradients = _expanded(trial)
+    orders = Orders(where, functools.cache(task.size), trial.last_product)
+    flat_y, *flat = settled([y, *gradients.values()])
+    ordered = orders.order(flat_y)
+    orders.pick = lambda node, count: 0
+    _first(trial, orders, flat)
+    back = orders.order_all(flat)
+    kept = _keep(trial, ordered, back)
+    again = [c.where for c in trial.met.values() if c.chosen == AGAIN and c.options[0] == KEEP]
+    if again:
+        orders.forget(again)
+        back = orders.order_all(flat)
+        kept = _keep(trial, ordered, back, again)
+    found = dict(zip(gradients, back, strict=True))
+    given = [k.node for k in kept]
+    roots = [[ordered], *([found[e] for e in _leaves(task, p) if e in found] for p in (INPUT, PARAMETERS))]
+    apart = tuple(_seconds(task, where, steps(r, given if j else ())) for j, r in enumerate(roots))
+    seconds = apart[0] + _seconds(task, where, steps(back, given))
+    return Plan(task, ordered, tuple(found.items()), kept, tuple(trial.met.values()), seconds, apart), trial.met
+
+
+def _expanded(trial: _Trial) -> tuple[Expr, dict[Leaf, Expr]]:
+    """y and the gradients, each from the form that its purpose takes."""
+    task = trial.task
+    y = expand(task.y, lambda site: trial.form(site, FORWARD))
+    alike = not any(key.of == "for" for key in trial.chosen)
+    if alike:
+        for key, c in [(k, c) for k, c in trial.met.items() if k.of == "form"]:
+            for purpose in (INPUT, PARAMETERS):
+                trial.pick(Key("for", key.node, purpose), c.where, c.options, c.chosen)
+    found: dict[Leaf, Expr] = {}
+    for purpose in (INPUT, PARAMETERS):
+        wrt = _leaves(task, purpose)
+        if wrt:
+            form = y if alike else expand(task.y, lambda site, p=purpose: trial.form(site, p))  # type: ignore[misc]
+            grads = vjp(form, task.gy, wrt)
+            found.update((leaf, grads[leaf]) for leaf in wrt if leaf in grads)
+    return y, {leaf: found[leaf] for leaf in task.wrt if leaf in found}
+
+
+def _leaves(task: Task, purpose: str) -> list[Leaf]:
+    """The leaves whose gradients a purpose is."""
+    return [leaf for leaf in task.wrt if (leaf.role == "token") == (purpose == INPUT)]
+
+
+def _first(trial: _Trial, orders: Orders, gradients: Sequence[Expr]) -> None:
+    """Products over all tokens that several gradients could share: computed first, they are free for all."""
+    every = [e for e in dict.fromkeys(postorder(*gradients)) if isinstance(e, Contract) and len(e.operands) > 2]
+    names: Counter[Name] = Counter()
+    for e in every[:MANY]:
+        names.update(_over_tokens(e))
+    for spec, operands in [name for name, count in names.items() if count > 1][:MANY]:
+        shared = Contract(spec, operands)
+        if trial.pick(Key("first", shared.digest), shared, (NEEDED, FIRST), NEEDED) == FIRST:
+            orders.order(shared)
+
+
+def _over_tokens(e: Contract) -> set[Name]:
+    """The parts of a contraction that join two token matrices and sum over tokens, by their canonical names."""
+    (inputs, out) = e.terms
+    pairs = sorted(zip(inputs, e.operands, strict=True), key=lambda t: (t[1].digest, t[0]))
+    rows = [j for j, (_, op) in enumerate(pairs) if isinstance(op, Leaf) and depends_on_tokens(op)]
+    if len(rows) != 2 or len(pairs) > FLAT:
+        return set()
+    found = set()
+    others = [j for j in range(len(pairs)) if j not in rows]
+    for count in range(len(others)):
+        for more in combinations(others, count):
+            part = [pairs[j] for j in sorted((*rows, *more))]
+            rest = "".join(t for j, (t, _) in enumerate(pairs) if j not in rows and j not in more)
+            letters = dict.fromkeys("".join(t for t, _ in part))
+            kept = "".join(c for c in letters if c in out or c in rest)
+            if pairs[rows[0]][0][0] not in kept:
+                found.add((spell([t for t, _ in part], kept), tuple(op for _, op in part)))
+    return found
+
+
+def _seconds(task: Task, where: Device, nodes: list[Expr]) -> float:
+    return sum(step_seconds(task, where, nodes).values())
+
+
+def step_seconds(task: Task, where: Device, nodes: list[Expr]) -> dict[Expr, float]:
+    """Predicted seconds of the steps of a program, of those that take any."""
+    found = {}
+    read, unmade = fused(nodes, ())
+    for e in nodes:
+        if not is_view(e) and e not in unmade:
+            c = _cost(e, task)
+            moved = c.entries
+            if e in read:
+                moved = TURNED * sum(entries(t.dims, task.size) for t in (read[e].a, read[e].b))
+            if moved:
+                found[e] = where.seconds(c.flops, ITEM * moved)
+    return found
+
+
+@functools.lru_cache(maxsize=65536)
+def _cost(e: Expr, task: Task) -> Cost:
+    return cost(e, task.size)
+
+
+def _keep(trial: _Trial, y: Expr, gradients: Sequence[Expr], again: Sequence[Expr] = ()) -> tuple[Kept, ...]:
+    """Keep what both directions need and what takes a base-sized product per entry to compute again, if the
+    assignment does not say otherwise.
+
+    x and the leaves are there anyway. Everything else is computed again from them.
+    """
+    task = trial.task
+    if task.kept is not None:
+        return task.kept
+    order = postorder(y)
+    forward = set(order)
+    by_token: dict[Expr, bool] = {}
+    for e in order:
+        own = isinstance(e, Draw) or not e.children
+        by_token[e] = any(by_token[c] for c in e.children) or (own and depends_on_tokens(e))
+    shared = [e for e in reach(gradients, ()) if e in forward and not is_view(e)]
+    inner, y_entries = _inner(task), entries(y.dims, task.size)
+    threshold = max(WORTH * 2 * inner, CHEAP)
+    x_entries = task.size(y.dims[0]) * inner
+    kept: list[Kept] = []
+    halt: list[Expr] = []
+    for e in shared:  # operands first
+        size = entries(e.dims, task.size)
+        if size == 0 or e in again:
+            continue
+        per_entry = sum(_cost(s, task).flops for s in steps([e], halt)) / size
+        reason = f"{per_entry:.0f} flops an entry to compute again"
+        if per_entry < threshold:
+            if not by_token[e] or size > LITTLE * x_entries or not _kept(trial, e, AGAIN):
+                continue
+            reason = "smaller than what it is made of"
+        elif not by_token[e] and size > SMALL * y_entries:
+            continue
+        halt.append(e)
+        kept.append(Kept(e, reason))
+    used = set(reach(gradients, halt))
+    found = [k for k in kept if k.node in used]
+    asked = task.limit is not None  # without a limit, values of parameters alone are too small to be asked for
+    return tuple(k for k in found if not (asked or by_token[k.node]) or _kept(trial, k.node, KEEP))
+
+
+def _kept(trial: _Trial, e: Expr, default: str) -> bool:
+    """Is a value kept that usually is, or is not?"""
+    key = Key("kept", e.digest)
+    options = (KEEP, AGAIN) if default == KEEP else (AGAIN, KEEP)
+    if key in trial.met:
+        return trial.met[key].chosen == KEEP
+    return trial.pick(key, e, options, default) == KEEP
+
+
+def _inner(task: Task) -> int:
+    """The length of a row of x: what an entry of the base product costs, halved."""
+    rows = [e for e in postorder(task.y) if isinstance(e, Leaf) and e.role == "token"]
+    return task.size(rows[0].dims[-1]) if rows else 1
+
+
+def price(plan: Plan) -> float:
+    """What the search makes small: predicted seconds, and what is kept at the price of computing it again."""
+    task, where = plan.task, device(plan.task.device)
+    if not plan.gradients:
+        return plan.seconds
+    base = 2 * entries(plan.y.dims, task.size) * _inner(task) / where.flops
+    x = task.size(plan.y.dims[0]) * _inner(task) or 1
+    own = [e for e in plan.read if e.role == "token"]
+    saved = sum(int(entries(e.dims, task.size)) for e in (*own, *(k.node for k in plan.kept)))
+    return plan.seconds + WORTH * base * saved / x

@@ -1,0 +1,58 @@
+"""Which values of a forward without gradients are held from call to call: they depend on parameters alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from adaptc.ir.cost import cost, entries
+from adaptc.ir.dims import TOKENS
+from adaptc.ir.expr import Expr, postorder
+from adaptc.ir.prims import Draw, Leaf
+from adaptc.plan.device import device
+from adaptc.plan.order import ITEM
+from adaptc.plan.plan import CALL_ROLES, TOKEN_ROLES, Plan, Task, is_view, steps
+
+SHARE = 4  # what a layer holds has at most 1 / SHARE as many entries as W
+
+
+def hoisted(plan: Plan, room: int) -> tuple[Expr, ...]:
+    """The largest parts of y that no call changes, smallest first while all together have at most `room` entries.
+
+    Below a part that does not fit, its own parts may. A part is held if it saves a larger share of a call with one
+    token than it has of the entries of W (SHARE * room).
+    """
+    task = replace(plan.task, at=((TOKENS, 1), *plan.task.at))
+    order = {e: j for j, e in enumerate(postorder(plan.y))}
+    fixed = _fixed(order)
+    queue = {c for e in order if not fixed[e] for c in e.children if fixed[c]}
+    seen, held, free = set(queue), [], room
+    all_seconds = _seconds(task, steps([plan.y], ()))
+    while queue:
+        e = min(queue, key=lambda c: (entries(c.dims, task.size), order[c]))
+        queue.remove(e)
+        size = entries(e.dims, task.size)
+        if not cost(e, task.size).entries or size > free:  # a view, or too large
+            queue |= set(e.children) - seen
+            seen |= queue
+        elif _seconds(task, steps([e], ())) * SHARE * room > all_seconds * size > 0:
+            held.append(e)
+            free -= size
+    return tuple(sorted(held, key=order.__getitem__))
+
+
+def _fixed(order: Iterable[Expr]) -> dict[Expr, bool]:
+    """Is a value the same in every call, whatever the number of tokens? order: operands first."""
+    fixed: dict[Expr, bool] = {}
+    for e in order:
+        own = isinstance(e, Draw) or (isinstance(e, Leaf) and e.role in (*TOKEN_ROLES, *CALL_ROLES))
+        fixed[e] = not own and all(isinstance(d, int) for d in e.dims) and all(fixed[c] for c in e.children)
+    return fixed
+
+
+def _seconds(task: Task, nodes: Sequence[Expr]) -> float:
+    where, total = device(task.device), 0.0
+    for e in nodes:
+        c = cost(e, task.size)
+        total += where.seconds(c.flops, ITEM * c.entries) if c.entries and not is_view(e) else 0.0
+    return total

@@ -1,0 +1,564 @@
+"""Calls without gradients: values of the parameters alone are held between them, and never used when they are old."""
+
+import copy
+import gc
+import io
+import weakref
+
+import pytest
+import torch
+from torch import nn
+from torch.autograd import forward_ad
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
+from torch.optim import SGD, AdamW
+from torch.profiler import profile
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import adaptc as ac
+from adaptc.ir.cost import entries
+from adaptc.ir.expr import postorder
+from adaptc.ir.prims import Draw
+from adaptc.methods import boft, dora, fourierft, hra, loha, lokr, lora, oft, vera
+from adaptc.nn import hoisted
+from adaptc.nn.linear import AdaptedLinear
+from adaptc.plan import hoist
+from adaptc.runtime.program import FEW, Program
+
+N, K = 384, 352  # too large for one native call
+ALL = [hra(r=4), dora(r=4), oft(b=16), boft(), fourierft(m=50), lora(r=4), loha(r=4), vera(r=8), lokr(r=4)]
+HELD = [hra(r=4), dora(r=4), oft(b=16), boft(), lokr(r=4)]
+every = pytest.mark.parametrize("adapter", ALL, ids=str)
+every_held = pytest.mark.parametrize("adapter", HELD, ids=str)
+WITHOUT = {"no_grad": torch.no_grad, "inference": torch.inference_mode}
+assert N * K > FEW
+
+
+@pytest.fixture
+def count(monkeypatch):
+    """The number of times that values of parameters alone were computed for holding."""
+    made, calls = hoisted.made, []
+    monkeypatch.setattr(hoisted, "made", lambda *args: calls.append(1) or made(*args))
+    return lambda: len(calls)
+
+
+def net(adapter, layers=1, dtype=torch.float64):
+    """Trained adapters on frozen layers."""
+    sizes = [(K, N), (N, K)][:layers]
+    model = nn.Sequential(*(nn.Linear(k, n, dtype=dtype) for k, n in sizes))
+    ac.inject(model, adapter, "all-linear")
+    shift(model)
+    return model.eval()
+
+
+@torch.no_grad()
+def shift(model, size=0.1):
+    """Other values of every trained leaf."""
+    for p in ac.adapter_parameters(model):
+        p.add_(size * torch.randn_like(p))
+
+
+def rows(dtype=torch.float64, k=K):
+    return torch.randn(3, k, dtype=dtype)
+
+
+def assert_right(model, x=None):
+    """What the layers give is what their adapted weights say, in every way of a call without gradients, and twice."""
+    x = rows(model[0].weight.dtype) if x is None else x
+    want, eps = x, torch.finfo(x.dtype).eps
+    for layer in model:
+        want = want @ layer.adapted_weight().to(x.dtype).T + layer.bias.detach()
+    for context in (*WITHOUT.values(), torch.no_grad, torch.enable_grad):
+        with context():
+            got = model(x).detach()
+        assert (got - want).norm() <= 50 * eps * want.norm()
+
+
+def train(model, make, steps=2, compiled=None):
+    """Steps of an optimizer, and a look at the values after each."""
+    optimizer = make(ac.adapter_parameters(model))
+    step = torch.compile(optimizer.step, backend=compiled) if compiled else optimizer.step
+    for _ in range(steps):
+        before = model(rows()).detach().norm()
+        model(rows()).square().mean().backward()
+        step()
+        assert_right(model)
+        assert before > 0
+
+
+OPTIMIZERS = {
+    "sgd": lambda p: SGD(p, lr=0.1),
+    "sgd foreach": lambda p: SGD(p, lr=0.1, foreach=True),
+    "sgd fused": lambda p: SGD(p, lr=0.1, fused=True),
+    "adamw": lambda p: AdamW(p, lr=0.1, foreach=False),
+    "adamw foreach": lambda p: AdamW(p, lr=0.1, foreach=True),
+    "adamw fused": lambda p: AdamW(p, lr=0.1, fused=True),
+}
+
+
+@every
+@pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_after_a_step_of_an_optimizer(adapter, make):
+    model = net(adapter, layers=2)
+    assert_right(model)
+    train(model, make)
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("name", ["sgd foreach", "adamw foreach", "adamw fused"])
+def test_after_a_compiled_step(name, backend):
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        model = net(hra(r=4))
+        assert_right(model)
+        train(model, OPTIMIZERS[name], steps=4, compiled=backend)
+
+
+@pytest.mark.parametrize("name", ["adamw foreach", "adamw fused"])
+def test_after_a_step_that_was_compiled_before_the_layer_was_called(name):
+    torch._dynamo.reset()
+    model = net(oft(b=16))
+    optimizer = OPTIMIZERS[name](ac.adapter_parameters(model))
+    step = torch.compile(optimizer.step, backend="eager")
+    for _ in range(3):
+        for p in ac.adapter_parameters(model):
+            p.grad = torch.randn_like(p)
+        step()
+    assert_right(model)
+    for _ in range(2):
+        step()
+        assert_right(model)
+
+
+def replace_data(p):
+    p.data = p.data + 0.1
+
+
+def replace_data_twice(p):
+    p.data = p.data + 0.1
+    p.data = torch.randn_like(p)
+
+
+def copy_in_inference_mode(p):
+    with torch.inference_mode():
+        p.copy_(p + 0.1)
+
+
+def add_in_no_grad(p):
+    with torch.no_grad():
+        p.add_(0.1)
+
+
+def fill_an_entry(p):
+    with torch.no_grad():
+        p.flatten()[0] = 3.0
+        p.view(-1)[-1].fill_(2.0)
+
+
+def resize(p):
+    with torch.no_grad():
+        p.set_(torch.randn_like(p))
+
+
+EDITS = (replace_data, replace_data_twice, copy_in_inference_mode, add_in_no_grad, fill_an_entry, resize)
+
+
+@every
+@pytest.mark.parametrize("edit", EDITS)
+def test_after_an_edit(adapter, edit):
+    model = net(adapter)
+    assert_right(model)
+    for p in (*ac.adapter_parameters(model), model[0].weight, model[0].bias):
+        edit(p)
+        assert_right(model)
+
+
+@every
+def test_after_memory_was_used_again(adapter):
+    """Old tensors are freed, and new ones of the size allocated, until one would lie where an old one did."""
+    model = net(adapter)
+    assert_right(model)
+    with torch.no_grad():
+        for p in (*ac.adapter_parameters(model), model[0].weight):
+            for _ in range(10):
+                values = p + 0.1
+                p.data = torch.empty(0, dtype=p.dtype)
+                p.data = values.clone()
+                del values
+            assert_right(model)
+
+
+@every
+def test_after_a_parameter_was_replaced(adapter):
+    model = net(adapter)
+    assert_right(model)
+    layer = model[0]
+    for holder in (layer._leaves("default")._parameters, layer._parameters):
+        for name in holder:
+            holder[name] = nn.Parameter(holder[name].detach() + 0.1, requires_grad=False)
+            assert_right(model)
+    layer.weight = nn.Parameter(torch.randn(N, K, dtype=torch.float64))
+    assert_right(model)
+    new = {name: torch.randn_like(p) for name, p in layer.named_parameters()}
+    twin = copy.deepcopy(layer)
+    twin.load_state_dict(new, strict=False)
+    x = rows()
+    with torch.no_grad():
+        torch.testing.assert_close(torch.func.functional_call(layer, new, x), twin(x))
+        torch.testing.assert_close(torch.func.functional_call(layer, {**new}, x), twin(x))
+    assert_right(model)
+
+
+@every
+def test_after_parameters_came_from_a_vector(adapter):
+    model = net(adapter)
+    for _ in range(3):
+        vector = parameters_to_vector(ac.adapter_parameters(model)).detach()
+        vector_to_parameters(vector + 0.1, ac.adapter_parameters(model))
+        assert_right(model)
+
+
+@every
+@pytest.mark.parametrize("assign", [False, True])
+def test_after_loading(adapter, assign, tmp_path):
+    model, other = net(adapter, layers=2), net(adapter, layers=2)
+    assert_right(model)
+    ac.save(other, tmp_path)
+    ac.load(model, tmp_path)
+    assert_right(model)
+    shift(other)
+    model.load_state_dict(other.state_dict(), assign=assign)
+    assert_right(model)
+    leaves = {name: t + 0.1 for name, t in other.state_dict().items() if "adapters" in name and t.is_floating_point()}
+    model.load_state_dict(leaves, strict=False, assign=assign)
+    assert_right(model)
+
+
+@every
+def test_after_a_change_of_dtype(adapter):
+    model = net(adapter)
+    for dtype in (torch.float64, torch.float32, torch.float64):
+        model.to(dtype)
+        shift(model)
+        assert_right(model)
+
+
+@every
+def test_after_changes_of_what_is_active(adapter):
+    model = net(adapter)
+    ac.inject(model, lora(r=2), "all-linear", name="second")
+    shift(model)
+    for names in (["default"], ["second"], ["default", "second"], ["second", "default"], ["default"]):
+        ac.set_active(model, names)
+        assert_right(model)
+    ac.merge(model)
+    with torch.no_grad():
+        merged = model(x := rows())
+    torch.testing.assert_close(merged, x @ model[0].adapted_weight().T + model[0].bias, rtol=0, atol=1e-10)
+    ac.unmerge(model)
+    assert_right(model)
+    ac.reset(model)
+    assert_right(model)
+    ac.unload(model)
+    assert not any(isinstance(m, AdaptedLinear) for m in model)
+
+
+@every_held
+def test_an_edit_that_torch_does_not_count_needs_refresh(adapter):
+    model = net(adapter)
+    assert_right(model)
+    for p in (*ac.adapter_parameters(model), model[0].weight):
+        p.data.add_(0.1)
+        ac.refresh(model)
+        assert_right(model)
+
+
+@every_held
+@pytest.mark.parametrize("context", WITHOUT.values(), ids=WITHOUT)
+def test_values_are_computed_once(adapter, context, count):
+    model, x = net(adapter, layers=2), rows()
+    with context():
+        for k in range(6):
+            model(x[: 1 + k % 3])
+            assert count() == 2
+    model.requires_grad_(False)
+    for _ in range(3):
+        model(x)
+    assert count() == 2
+    for context in WITHOUT.values():
+        with context():
+            model(x)
+    assert count() == 2
+    shift(model)
+    with context():
+        model(x)
+        model(x)
+    assert count() == 4
+
+
+@pytest.mark.parametrize("adapter", [hra(r=4), oft(b=16), boft()], ids=str)
+def test_a_call_solves_nothing_that_the_one_before_did(adapter):
+    model, x = net(adapter), rows()
+
+    def operations():
+        with torch.no_grad(), profile() as seen:
+            model(x)
+        return [e.key for e in seen.key_averages() if e.key.startswith("aten::")]
+
+    first, second = operations(), operations()
+    assert any("linalg_solve" in name for name in first)
+    assert second
+    assert not any("linalg_solve" in name for name in second)
+
+
+@every_held
+def test_no_more_is_held_than_a_share_of_the_weight(adapter):
+    model, x = net(adapter), rows()
+    with torch.no_grad():
+        model(x)
+    values = model[0]._held.entry.values
+    assert 0 < sum(v.numel() for v in values) <= N * K / hoist.SHARE
+    assert all(v.untyped_storage().nbytes() == v.nbytes for v in values)
+    assert not any(v.requires_grad or v.is_inference() for v in values)
+    own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
+    assert not own & {v.untyped_storage().data_ptr() for v in values}
+
+
+def test_where_a_part_does_not_fit_its_parts_may():
+    @ac.adapter
+    def turned_twice(W, *, r=2):
+        n, k = W.shape
+        U, V = ac.param("U", (k, r), "paired_kaiming"), ac.param("V", (n, n), "zeros")
+        return ac.exp(V / 100) @ W @ ac.householder(U)
+
+    model = net(turned_twice())
+    with torch.no_grad():
+        model(rows())
+    sizes = [tuple(v.shape) for v in model[0]._held.entry.values]
+    assert (2, K) in sizes
+    assert (N, N) not in sizes
+    assert (N, K) not in sizes
+    assert_right(model)
+
+
+def test_what_a_call_gives_or_draws_is_not_held():
+    @ac.adapter
+    def gated(W):
+        n, k = W.shape
+        c, g = ac.param("c", (k,), "zeros"), ac.given("g", (k,), at="call")
+        return W @ ac.diag(ac.exp(ac.sin(c) + ac.cos(g)))
+
+    model = net(gated())
+    with torch.no_grad():
+        for g in (torch.zeros(K), torch.ones(K)):
+            x = rows()
+            scale = torch.exp(torch.sin(model[0].leaves()["c"]) + torch.cos(g.double()))
+            want = x @ (model[0].weight * scale).T + model[0].bias
+            torch.testing.assert_close(model[0](x, g=g), want)
+
+
+@pytest.mark.parametrize("adapter", [hra(r=4), dora(r=4)], ids=str)
+def test_dropout_is_drawn_in_every_call(adapter, count):
+    model = nn.Sequential(nn.Linear(K, N, dtype=torch.float64))
+    ac.inject(model, adapter, ["0"], dropout=0.5)
+    shift(model)
+    model.train()
+    x = rows()
+    with torch.no_grad():
+        first, second = model(x), model(x)
+        assert not torch.equal(first, second)
+        torch.manual_seed(3)
+        held = model(x)
+        ac.refresh(model)
+        torch.manual_seed(3)
+        assert torch.equal(model(x), held)
+    program, _ = next(iter(model[0]._programs.values()))
+    assert not any(isinstance(e, Draw) for e in hoist.hoisted(program.plan, N * K))
+    model.eval()
+    assert_right(model)
+
+
+@every_held
+@pytest.mark.filterwarnings("ignore")
+def test_calls_that_something_sees_are_whole(adapter, count):
+    model, x = net(adapter), rows()
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            return func(*args, **(kwargs or {}))
+
+    with torch.no_grad():
+        with Watch():
+            want = model(x)
+        torch.jit.trace(model, (x,), check_trace=False)
+        torch.testing.assert_close(torch.vmap(model)(x), want)
+        torch.compile(model, backend="eager")(x)
+        assert count() == 0
+        torch.testing.assert_close(model(x), want)
+        assert count() == 1
+        with Watch():
+            torch.testing.assert_close(model(x), want)
+
+
+def test_forward_derivatives_reach_the_parameters():
+    """A leaf may be given with a tangent in the memory of the one that was seen."""
+    model, x = net(hra(r=4)).requires_grad_(False), rows()
+    U = model[0].leaves()["U"]
+    with torch.no_grad():
+        model(x)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(U.detach(), torch.ones_like(U))
+        y = torch.func.functional_call(model, {"0.adapters.default.U": dual}, (x,))
+        got = forward_ad.unpack_dual(y).tangent
+    step = 1e-6
+    with torch.no_grad():
+        sides = [model(x) for s in (step, -2 * step) if U.add_(s) is not None]
+    torch.testing.assert_close(got, (sides[0] - sides[1]) / (2 * step), rtol=1e-5, atol=1e-6)
+
+
+def test_parameters_whose_changes_torch_does_not_count_are_not_trusted(count):
+    with torch.inference_mode():
+        model = net(hra(r=4))
+    for context in (*WITHOUT.values(), *WITHOUT.values()):
+        with torch.inference_mode():
+            shift(model)
+        x = rows()
+        with context():
+            torch.testing.assert_close(model(x), x @ model[0].adapted_weight().T + model[0].bias)
+    assert count() == 0
+
+
+def test_training_holds_nothing(count):
+    model = net(hra(r=4))
+    model(rows()).sum().backward()
+    assert count() == 0
+    assert model[0]._held.entry is None
+
+
+@every_held
+def test_what_is_held_is_counted(adapter):
+    model = net(adapter, layers=2)
+    assert ac.summary(model).held_bytes == 0
+    with torch.no_grad():
+        model(rows())
+    held = [sum(v.nbytes for v in layer._held.entry.values) for layer in model]
+    shown = ac.summary(model)
+    assert [r["held bytes"] for r in shown.rows] == held
+    assert shown.held_bytes == shown.to_dict()["held bytes"] == sum(held) > 0
+    assert f"{sum(held):,} bytes held" in " ".join(str(shown).split())
+    leaf = next(p for p in ac.adapter_parameters(model))
+    leaf.data = leaf.data.clone()
+    kept = leaf.nbytes if any(s.alias.shape == leaf.shape for s in model[0]._held.entry.seen) else 0
+    assert ac.summary(model).held_bytes == sum(held) + kept
+
+
+@every_held
+@pytest.mark.parametrize(
+    "drop",
+    [
+        lambda m: m.train(),
+        lambda m: m.eval(),
+        lambda m: m.to(torch.float64),
+        ac.refresh,
+        ac.merge,
+        ac.reset,
+        lambda m: ac.set_active(m, "default"),
+        lambda m: m.load_state_dict(m.state_dict()),
+    ],
+    ids=["train", "eval", "to", "refresh", "merge", "reset", "set_active", "load_state_dict"],
+)
+def test_what_is_held_is_dropped(adapter, drop):
+    model = net(adapter, layers=2)
+    with torch.no_grad():
+        model(rows())
+    drop(model)
+    assert ac.summary(model).held_bytes == 0
+
+
+@every_held
+def test_copies_hold_nothing(adapter):
+    model = net(adapter)
+    keys = list(model.state_dict())
+    with torch.no_grad():
+        model(x := rows())
+    assert list(model.state_dict()) == keys
+    buffer = io.BytesIO()
+    torch.save(model, buffer)
+    buffer.seek(0)
+    for twin in (copy.deepcopy(model), copy.copy(model[0]), torch.load(buffer, weights_only=False)):
+        layers = list(twin) if isinstance(twin, nn.Sequential) else [twin]
+        assert all(layer._held.entry is None and layer._held is not model[0]._held for layer in layers)
+        with torch.no_grad():
+            assert torch.equal(twin(x), model(x))
+    twin = copy.deepcopy(model)
+    shift(twin)
+    assert_right(twin)
+    assert_right(model)
+
+
+@every_held
+def test_a_layer_that_is_deleted_frees_what_it_holds(adapter):
+    model = net(adapter)
+    with torch.no_grad():
+        for _ in range(3):
+            model(rows())
+    gone = [weakref.ref(t) for t in model[0]._held.entry.values]
+    gone.append(weakref.ref(model[0]))
+    del model
+    gc.collect()
+    assert not any(g() is not None for g in gone)
+
+
+def test_layers_of_one_shape_hold_their_own():
+    layers = [AdaptedLinear(nn.Linear(K, K, dtype=torch.float64), hra(r=4)) for _ in range(2)]
+    model = nn.Sequential(*layers)
+    shift(model)
+    assert_right(model)
+    assert layers[0]._held.entry.program is layers[1]._held.entry.program
+    assert_right(nn.Sequential(*reversed(layers)))
+
+
+def test_leaves_that_layers_share():
+    model = net(vera(r=8), layers=2)
+    wide = net(hra(r=4), layers=2)
+    for one in (model, wide):
+        assert_right(one)
+        add_in_no_grad(next(iter(ac.adapter_parameters(one))))
+        assert_right(one)
+
+
+def test_a_parametrised_weight_is_read_in_every_call(count):
+    model = net(dora(r=4))
+    nn.utils.parametrizations.weight_norm(model[0])
+    x = rows()
+    with torch.no_grad():
+        for _ in range(2):
+            want = x @ model[0].adapted_weight().T + model[0].bias
+            torch.testing.assert_close(model(x), want)
+            model[0].parametrizations.weight.original1.mul_(2)
+            model[0].parametrizations.weight.original0.mul_(3)
+    assert count() == 0
+
+
+@every_held
+def test_autocast_has_values_of_its_own(adapter):
+    model, x = net(adapter, dtype=torch.float32), rows(torch.float32)
+    with torch.no_grad():
+        plain = model(x)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            narrow = model(x)
+        assert torch.equal(model(x), plain)
+        model.train()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert torch.equal(model(x), narrow)
+
+
+def test_two_programs_agree_on_every_prefix():
+    """A program and its split read the same arguments and give one result each."""
+    model = net(oft(b=16))
+    with torch.no_grad():
+        model(rows())
+    program = model[0]._held.entry.program
+    assert isinstance(program, Program)
+    held = hoist.hoisted(program.plan, N * K // hoist.SHARE)
+    assert sum(entries(e.dims, int) for e in held) <= N * K // hoist.SHARE
+    assert set(held) <= set(postorder(program.plan.y))
