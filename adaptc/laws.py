@@ -37,7 +37,8 @@ from adaptc.nn.state import disabled
 from adaptc.plan.plan import Plan
 from adaptc.plan.search import candidates
 from adaptc.runtime.ops import dtypes_of
-from adaptc.runtime.program import assemble, build, task_of
+from adaptc.runtime.planning import task_of
+from adaptc.runtime.program import assemble, build
 from adaptc.runtime.random import bernoulli
 from adaptc.runtime.reference import Evaluator
 from adaptc.runtime.stack import needs

@@ -19,7 +19,8 @@ from adaptc.methods import boft, oft
 from adaptc.plan.search import plan
 from adaptc.runtime import native
 from adaptc.runtime.ops import dtypes_of
-from adaptc.runtime.program import assemble, kernels, task_of
+from adaptc.runtime.planning import task_of
+from adaptc.runtime.program import assemble, kernels
 from bench.measuring import interleaved, write
 
 TOKENS, WIDTH, ROUNDS = 512, 768, 60

@@ -15,7 +15,7 @@ from adaptc.errors import PlanError, UnsupportedError
 from adaptc.methods import lora
 from adaptc.plan.device import DEVICES, NARROW, PRODUCT_DTYPES, Device, device
 from adaptc.runtime import machine
-from adaptc.runtime.program import planned_as
+from adaptc.runtime.planning import planned_as
 from adaptc.tune import calibrate
 
 BUDGET = 0.02  # seconds

@@ -34,7 +34,8 @@ from adaptc.plan.plan import NOMINAL, Choice, Plan, Task, depends_on_tokens, tot
 from adaptc.plan.plan import max_saved as max_saved_of
 from adaptc.plan.search import candidates, plan
 from adaptc.runtime.machine import described
-from adaptc.runtime.program import kernels, plan_at, planned_as, task_of
+from adaptc.runtime.planning import planned_as, task_of
+from adaptc.runtime.program import kernels, plan_at
 from adaptc.runtime.stack import stack
 
 CONSIDERED = 24

@@ -135,6 +135,6 @@ def unilora(W, *, layer, r=4, d=256, layers=1, seed=42):
     z, (often, more) = ac.param("z", (d,), ac.uniform(-0.02, 0.02), shared="z"), divmod(r * (k + n), d)
     at = ac.frozen("at", (r * (k + n),), ac.randperm(r * (k + n)), seed=key, store=False)
     parts = ((0, more, often + 1), (more, d, often or 1))
-    z = ac.hstack([z[a:b] / (layers * count) ** 0.5 for a, b, count in parts if a < b])
-    entries = ac.take(ac.tile(z, at.shape), at, axis=0)
+    scaled = ac.hstack([z[a:b] / (layers * count) ** 0.5 for a, b, count in parts if a < b])
+    entries = ac.take(ac.tile(scaled, at.shape), at, axis=0)
     return W + ac.reshape(entries[r * k :], (n, r)) @ ac.reshape(entries[: r * k], (r, k))

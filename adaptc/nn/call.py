@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -58,17 +57,31 @@ class Mode:
     asks: tuple[Ask, ...]
 
 
+def refuse(x: Any, width: int) -> NoReturn:
+    """Say what is wrong with x, for a layer that takes rows of a width."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x must be a tensor, got {type(x).__name__}")
+    if not x.is_floating_point():
+        raise DtypeError(f"x must be real floating point, got {x.dtype}")
+    if not x.ndim:
+        raise ShapeError(f"x must have rows of {width}, got a scalar")
+    raise ShapeError(f"x has rows of {x.shape[-1]}, the layer takes {width}")
+
+
 def repeated(
-    x: Tensor, parameters: dict[str, Any], sources: Sequence[Source], target: Callable[..., Tensor], few: int
+    x: Tensor,
+    parameters: dict[str, Any],
+    sources: Sequence[Source],
+    target: Callable[..., Tensor],
+    entries: tuple[int, int],
 ) -> Any | None:
     """A function of x that gives target(x, W, bias, *leaves) while all are of the kind they are now, and None
-    otherwise; None where their kinds cannot be compared in one native call. few: entries of x up to which it is few.
+    otherwise; None where their kinds cannot be compared in one native call. entries: the least and the most of x.
     """
     if not native.looks() or any(s.cut is not None for s in sources):
         return None
     held = [*((parameters, name) for name in ("weight", "bias")), *((s.holder, s.key) for s in sources)]
-    bounds = (0, few) if x.numel() <= few else (few + 1, sys.maxsize)
-    return native.repeat(x, held, target, *bounds)
+    return native.repeat(x, held, target, *entries)
 
 
 def given_tensors(asks: Sequence[Ask], x: Tensor, named: Mapping[str, Any], around: Mapping[str, Any]) -> list[Tensor]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+from bisect import bisect_left
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +13,10 @@ from torch.nn import functional as F
 
 from adaptc.env import options
 from adaptc.equation import Equation, Layer
-from adaptc.errors import DtypeError, InjectError, MergeError, ShapeError, UnsupportedError
+from adaptc.errors import InjectError, MergeError, UnsupportedError
 from adaptc.method import Adapter, Method
 from adaptc.nn.base import STATISTICS, as_adapter, is_transposed, require_dropout, require_linear, require_name
-from adaptc.nn.call import Ask, Mode, fresh_seed, given_tensors, repeated
+from adaptc.nn.call import Ask, Mode, fresh_seed, given_tensors, refuse, repeated
 from adaptc.nn.hoisted import PLAIN, Held
 from adaptc.nn.leaves import Leaves, Originals
 from adaptc.nn.saved import require_saved
@@ -23,7 +24,8 @@ from adaptc.plan.plan import NOMINAL, Plan
 from adaptc.plan.plan import max_saved as limit
 from adaptc.runtime import ops
 from adaptc.runtime.attach import Wholes, attach
-from adaptc.runtime.program import Program, build, disturbed, few_rows, kind_of, plan_at, run, weight_program
+from adaptc.runtime.planning import FEW, bounds
+from adaptc.runtime.program import Program, build, disturbed, kind_of, plan_at, run, weight_program
 from adaptc.runtime.reference import Evaluator
 from adaptc.runtime.stack import Part, Stack, needs, stack
 from adaptc.runtime.transformed import Transformed
@@ -41,7 +43,7 @@ HOOKS = tuple(
     )
 )
 NAMELESS = Layer("")
-MADE = ("_programs", "_modes", "_sources", "_width", "_has_bias", "_late", "_few", "_again", "_held")
+MADE = ("_programs", "_modes", "_sources", "_width", "_has_bias", "_late", "_bounds", "_rows", "_again", "_held")
 """What a layer makes again where it is loaded."""
 ROUTES = ("plain", "many", "op")
 route = "plain"
@@ -137,7 +139,7 @@ class AdaptedLinear(nn.Module):
         self._programs: dict[Any, tuple[Program, bool]] = {}
         self._again: dict[tuple[bool, bool], Any] = {}
         self._held = Held()
-        self._few = few_rows(self.out_features, self.in_features) * self._width
+        self._bounds, self._rows = bounds(self.out_features, self.in_features)
 
     def _base_has_bias(self) -> bool:
         """Does the base have a bias of its own? A merge may have added one."""
@@ -218,7 +220,7 @@ class AdaptedLinear(nn.Module):
         if self.disabled or not self._active or self.merged:
             return self._unadapted(x)
         if not isinstance(x, Tensor) or not x.is_floating_point() or not x.ndim or x.shape[-1] != self._width:
-            self._refuse(x)
+            refuse(x, self._width)
         kind = x.device.type
         if kind != "meta" and torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
             x = x.to(torch.get_autocast_dtype(kind))
@@ -233,16 +235,6 @@ class AdaptedLinear(nn.Module):
             weight, bias = originals.weight, originals.bias if originals.had_bias else None  # type: ignore[assignment]
             weight = weight.t() if self.transposed else weight
         return F.linear(x, weight, bias)
-
-    def _refuse(self, x: Any) -> NoReturn:
-        """Say what is wrong with x."""
-        if not isinstance(x, Tensor):
-            raise TypeError(f"x must be a tensor, got {type(x).__name__}")
-        if not x.is_floating_point():
-            raise DtypeError(f"x must be real floating point, got {x.dtype}; the weight is {self.weight.dtype}")
-        if not x.ndim:
-            raise ShapeError(f"x must have rows of {self.in_features}, got a scalar")
-        raise ShapeError(f"x has rows of {x.shape[-1]}, the layer takes {self.in_features}")
 
     def _adapted(self, x: Tensor, given: Mapping[str, Any]) -> Tensor:
         if self._late and not x.is_meta:
@@ -273,7 +265,9 @@ class AdaptedLinear(nn.Module):
         if mode.asks or mode.seeded or self.transposed or disturbed():
             return
         target = program.direct if wants else functools.partial(self._held.run, program)
-        again = repeated(x, self._parameters, self._sources, target, self._few)
+        j = bisect_left(self._bounds, x.numel())
+        entries = (self._bounds[j - 1] + 1 if j else 0, self._bounds[j])
+        again = repeated(x, self._parameters, self._sources, target, entries)
         if again is not None:
             self._again[self.training, torch.is_grad_enabled()] = again
 
@@ -282,14 +276,15 @@ class AdaptedLinear(nn.Module):
         grad = torch.is_grad_enabled()
         dtypes, flags = [t.dtype for t in tensors], [t.requires_grad for t in tensors]
         kind = kind_of(x)
-        few = x.numel() <= self._few and route != "many"
-        key = (mode.name, grad, kind, few, x.dtype, x.requires_grad, *dtypes, *flags, *map(type, tensors))
+        rows = self._rows[bisect_left(self._bounds, x.numel())] if route != "many" else NOMINAL
+        key = (mode.name, grad, kind, rows, x.dtype, x.requires_grad, *dtypes, *flags, *map(type, tensors))
         known = self._programs.get(key)
         if known is None:
             wants = [grad and t.requires_grad for t in (x, *tensors)]
-            few = few and all(type(t) in PLAIN for t in tensors)
+            if rows == FEW and not all(type(t) in PLAIN for t in tensors):
+                rows = NOMINAL
             signature = (tuple(ops.dtypes_of([x, *tensors])), tuple(wants))
-            known = self._programs[key] = (build(mode.stack, signature, kind, few), True in wants)
+            known = self._programs[key] = (build(mode.stack, signature, kind, rows), True in wants)
         return known
 
     def _need_weights(self) -> None:

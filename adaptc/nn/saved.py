@@ -7,7 +7,7 @@ import torch
 from adaptc.plan.plan import max_saved
 from adaptc.plan.search import plan
 from adaptc.runtime.attach import all_leaves
-from adaptc.runtime.program import planned_as, task_of
+from adaptc.runtime.planning import planned_as, task_of
 from adaptc.runtime.stack import Part, stack
 
 

@@ -19,6 +19,7 @@ from adaptc.ir.expr import Expr, postorder
 from adaptc.ir.prims import Contract, Draw, Leaf
 from adaptc.ir.vjp import vjp
 from adaptc.plan.device import Device, device
+from adaptc.plan.hoist import SHARE, hoisted
 from adaptc.plan.order import ITEM, Name, Orders, spell
 from adaptc.plan.plan import Choice, Kept, Plan, Task, depends_on_tokens, is_view, reach, steps
 from adaptc.plan.sampled import fused
@@ -97,6 +98,8 @@ def evaluate(task: Task, chosen: Chosen) -> tuple[Plan, dict[Key, Choice]]:
     roots = [[ordered], *([found[e] for e in _leaves(task, p) if e in found] for p in (INPUT, PARAMETERS))]
     apart = tuple(_seconds(task, where, steps(r, given if j else ())) for j, r in enumerate(roots))
     seconds = apart[0] + _seconds(task, where, steps(back, given))
+    if not task.wrt:  # values of parameters alone are held from call to call
+        seconds = _seconds(task, where, steps([ordered], hoisted(ordered, task, _room(task))))
     return Plan(task, ordered, tuple(found.items()), kept, tuple(trial.met.values()), seconds, apart), trial.met
 
 
@@ -228,6 +231,12 @@ def _kept(trial: _Trial, e: Expr, default: str) -> bool:
     if key in trial.met:
         return trial.met[key].chosen == KEEP
     return trial.pick(key, e, options, default) == KEEP
+
+
+def _room(task: Task) -> int:
+    """The most entries that may be held from call to call."""
+    W = [e for e in postorder(task.y) if isinstance(e, Leaf) and e.role == "weight"]
+    return int(entries(W[0].dims, task.size)) // SHARE if W else 0
 
 
 def _inner(task: Task) -> int:

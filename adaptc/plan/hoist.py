@@ -11,23 +11,23 @@ from adaptc.ir.expr import Expr, postorder
 from adaptc.ir.prims import Draw, Leaf
 from adaptc.plan.device import device
 from adaptc.plan.order import ITEM
-from adaptc.plan.plan import CALL_ROLES, TOKEN_ROLES, Plan, Task, is_view, steps
+from adaptc.plan.plan import CALL_ROLES, TOKEN_ROLES, Task, is_view, steps
 
 SHARE = 4  # what a layer holds has at most 1 / SHARE as many entries as W
 
 
-def hoisted(plan: Plan, room: int) -> tuple[Expr, ...]:
+def hoisted(y: Expr, task: Task, room: int) -> tuple[Expr, ...]:
     """The largest parts of y that no call changes, smallest first while all together have at most `room` entries.
 
     Below a part that does not fit, its own parts may. A part is held if it saves a larger share of a call with one
     token than it has of the entries of W (SHARE * room).
     """
-    task = replace(plan.task, at=((TOKENS, 1), *plan.task.at))
-    order = {e: j for j, e in enumerate(postorder(plan.y))}
+    task = replace(task, at=(*task.at, (TOKENS, 1)))
+    order = {e: j for j, e in enumerate(postorder(y))}
     fixed = _fixed(order)
     queue = {c for e in order if not fixed[e] for c in e.children if fixed[c]}
     seen, held, free = set(queue), [], room
-    all_seconds = _seconds(task, steps([plan.y], ()))
+    all_seconds = _seconds(task, steps([y], ()))
     while queue:
         e = min(queue, key=lambda c: (entries(c.dims, task.size), order[c]))
         queue.remove(e)

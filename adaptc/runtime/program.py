@@ -10,7 +10,7 @@ import functools
 import linecache
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,10 +29,10 @@ from adaptc.ir.dims import TOKENS, Shape, show
 from adaptc.ir.expr import Expr, postorder
 from adaptc.ir.prims import Leaf
 from adaptc.ir.printer import brief, formula
-from adaptc.plan.plan import NOMINAL, Limit, Plan, Task, depends_on_tokens
+from adaptc.plan.plan import NOMINAL, Plan, Task, depends_on_tokens
 from adaptc.plan.search import plan
 from adaptc.runtime import native
-from adaptc.runtime.machine import described
+from adaptc.runtime.planning import FEW, OBSERVED, PRODUCTS, Signature, bucket, few_rows, planned, planned_as
 from adaptc.runtime.random import bernoulli, uniform
 from adaptc.runtime.sampled import sampled
 from adaptc.runtime.split import Split, split
@@ -40,12 +40,7 @@ from adaptc.runtime.stack import Stack
 from adaptc.runtime.tables import tabulate
 from adaptc.runtime.transforms import walsh_hadamard
 
-OBSERVED = "observed "
-FEW = 1 << 17  # products in x W^T: below it a call costs more than they do
-MOST = 64  # tokens that are few
 AHEAD = 8  # times the products of x W^T: what one native call may compute, forward and backward
-Signature = tuple[tuple[str, ...], tuple[bool, ...]]
-"""Dtypes of x, W, bias and the leaves; which of them want a gradient (none: no backward)."""
 
 
 @dataclass(frozen=True)
@@ -139,31 +134,6 @@ def load(source: Source) -> Callable[..., tuple[Tensor, ...]]:
     return run
 
 
-ITEMS = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
-
-
-def task_of(
-    stack: Stack,
-    wants: Sequence[bool],
-    device: str,
-    at: tuple[tuple[object, int], ...] = (),
-    dtype: str = "float32",
-    rows: int = NOMINAL,
-) -> Task:
-    """What a layer must compute, given which of its arguments want gradients. at: values for symbolic sizes. dtype: of
-    x, and rows its number, where what may be kept has a limit."""
-    wrt = tuple(leaf for leaf, want in zip(stack.arguments, wants, strict=True) if want)
-    limit = None
-    if stack.max_saved is not None and wrt:
-        limit = Limit(stack.max_saved, ITEMS[dtype], 8 if dtype == "float64" else 4, rows)
-    return Task(stack.output, stack.gy, wrt, device, at, limit=limit)
-
-
-def planned_as(device: str) -> str:
-    """What the planner calls a kind of device."""
-    return described("cuda" if device.removeprefix(OBSERVED) == "cuda" else "cpu")
-
-
 def kind_of(x: Tensor) -> str:
     """The kind of device of a call; a call that something watches, or traces, must be torch operations alone."""
     watched = _modes() > 0 or _tracing() is not None
@@ -187,52 +157,46 @@ def kernels(device: str) -> Kernels | None:
 
 
 @functools.lru_cache(maxsize=1024)
-def build(stack: Stack, signature: Signature, device: str, few: bool = False) -> Program:
+def build(stack: Stack, signature: Signature, device: str, rows: int = NOMINAL) -> Program:
     """Plan and compile one kind of call on a kind of device, as torch names it. Layers of one shape share it.
 
-    few: at most `few_rows` tokens; then one native call computes everything, if it can.
+    rows: of the `bucket` of the number of tokens. Few on a CPU are computed by one native call, if they can be.
     """
-    dtypes, wants = signature
     start = time.perf_counter()
-    if few and device == "cpu":
-        return _built_for_few(stack, signature) or build(stack, signature, device)
-    chosen = plan(task_of(stack, wants, planned_as(device), dtype=dtypes[0]))
+    if rows == FEW:
+        found = _built_for_few(stack, signature) if device == "cpu" else None
+        return found or build(stack, signature, device, bucket(few_rows(stack.n, stack.k), 1, 1))
+    chosen = planned(stack, signature, device, rows)
     _tell(chosen, stack)
-    program = assemble(chosen, stack, dtypes, kernels(device))
+    program = assemble(chosen, stack, signature[0], kernels(device))
     if options().debug:
         print(f"adaptc: built {_title(stack)} in {time.perf_counter() - start:.2f} s")
     return program
 
 
-def few_rows(n: int, k: int) -> int:
-    """The number of tokens up to which the price of a call counts for more than its products."""
-    return min(FEW // max(n * k, 1), MOST) if n > 1 and k > 1 else 0
-
-
 def plan_at(stack: Stack, signature: Signature, device: str, m: int) -> Plan:
     """The plan by which m tokens are computed. What is kept for backward is the same for every m."""
-    if m <= few_rows(stack.n, stack.k):
-        return build(stack, signature, device, few=True).plan
-    return plan(task_of(stack, signature[1], planned_as(device), dtype=signature[0][0]))
+    rows = bucket(m, stack.n, stack.k)
+    return build(stack, signature, device, rows).plan if rows == FEW else planned(stack, signature, device, rows)
 
 
 def _built_for_few(stack: Stack, signature: Signature) -> Program | None:
     """All of forward in one native call, and all of backward; None where the steps are of another kind, or too many."""
-    dtypes, wants = signature
-    rows = few_rows(stack.n, stack.k)
+    dtypes, _ = signature
     if not native.looks() or len(set(dtypes)) > 1 or dtypes[0] not in STRIDED:
         return None
-    many = plan(task_of(stack, wants, planned_as("cpu"), dtype=dtypes[0]))
+    many = planned(stack, signature, "cpu")
     if not all(may_be_strided(e) for e in (*many.forward, *many.backward)):
         return None
-    chosen = plan(replace(task_of(stack, wants, "cpu-few", ((TOKENS, rows),)), kept=many.kept))
+    chosen = planned(stack, signature, "cpu", FEW)
     try:
         program = assemble(chosen, stack, dtypes, few=True)
     except NotStrided:
         return None
+    rows = few_rows(stack.n, stack.k)
     sources = [s for s in (program.forward_source, program.backward_source) if s]
     work = sum(s.strided.at(rows).work for s in sources)
-    return program if chosen.read == many.read and work <= AHEAD * FEW else None
+    return program if chosen is not many and work <= AHEAD * PRODUCTS else None
 
 
 def _title(stack: Stack) -> str:

@@ -28,7 +28,7 @@ def split(
 ) -> Split | None:
     """Both functions of a plan without gradients; None where nothing is worth holding. names: of its arguments."""
     x, W, *_ = arguments = list(names)
-    held = hoisted(chosen, _entries(W) // SHARE)
+    held = hoisted(chosen.y, chosen.task, _entries(W) // SHARE)
     if not held or chosen.gradients or chosen.kept:
         return None
     needs = _among(arguments, reach(held, ())) or [W]  # whose device says where tables are

@@ -24,7 +24,8 @@ from adaptc.ir.vjp import vjp
 from adaptc.plan.evaluate import evaluate
 from adaptc.plan.search import candidates, plan
 from adaptc.runtime.attach import Wholes, attach
-from adaptc.runtime.program import assemble, task_of
+from adaptc.runtime.planning import task_of
+from adaptc.runtime.program import assemble
 from adaptc.runtime.reference import Evaluator
 from adaptc.runtime.stack import Stack, stack
 

@@ -372,7 +372,7 @@ def test_dropout_is_drawn_in_every_call(adapter, count):
         torch.manual_seed(3)
         assert torch.equal(model(x), held)
     program, _ = next(iter(model[0]._programs.values()))
-    assert not any(isinstance(e, Draw) for e in hoist.hoisted(program.plan, N * K))
+    assert not any(isinstance(e, Draw) for e in hoist.hoisted(program.plan.y, program.plan.task, N * K))
     model.eval()
     assert_right(model)
 
@@ -559,6 +559,6 @@ def test_two_programs_agree_on_every_prefix():
         model(rows())
     program = model[0]._held.entry.program
     assert isinstance(program, Program)
-    held = hoist.hoisted(program.plan, N * K // hoist.SHARE)
+    held = hoist.hoisted(program.plan.y, program.plan.task, N * K // hoist.SHARE)
     assert sum(entries(e.dims, int) for e in held) <= N * K // hoist.SHARE
     assert set(held) <= set(postorder(program.plan.y))
