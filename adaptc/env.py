@@ -1,4 +1,4 @@
-"""The only reader of the environment. Three switches; each is read once, when first asked for."""
+"""The only reader of the environment. Four switches; each is read once, when first asked for."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from adaptc.errors import UnsupportedError
 
 BACKENDS = ("aten", "reference")
+SHIPPED, CALIBRATED = "shipped", "calibrated"
 
 
 @dataclass(frozen=True)
@@ -18,11 +19,13 @@ class Options:
     debug: ADAPTC_DEBUG, 0 silent, 1 timings, 2 equation and choices, 3 plan, 4 generated source.
     backend: ADAPTC_BACKEND, "aten" (default) or "reference".
     verify: ADAPTC_VERIFY, check expressions between stages (on in the tests).
+    device: ADAPTC_DEVICE, "shipped" (default) or "calibrated": whose rates the planner uses for this machine.
     """
 
     debug: int
     backend: str
     verify: bool
+    device: str = SHIPPED
 
 
 @functools.lru_cache(maxsize=1)
@@ -32,8 +35,12 @@ def options() -> Options:
     backend = read("ADAPTC_BACKEND", BACKENDS[0])
     if backend not in BACKENDS:
         raise UnsupportedError(f"ADAPTC_BACKEND is '{backend}': one of {', '.join(BACKENDS)}")
+    device = read("ADAPTC_DEVICE", SHIPPED)
+    if device not in (SHIPPED, CALIBRATED):
+        raise UnsupportedError(f"ADAPTC_DEVICE is '{device}': one of {SHIPPED}, {CALIBRATED}")
     return Options(
         debug=int(read("ADAPTC_DEBUG", "0")),
         backend=backend,
         verify=read("ADAPTC_VERIFY", "0") == "1",
+        device=device,
     )

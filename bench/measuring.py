@@ -13,17 +13,16 @@ from typing import Any
 
 import torch
 
+from adaptc.runtime.machine import cpu_model
+
 RESULTS = Path(__file__).parent / "results"
 WARM = 0.1  # of the rounds are not counted
 
 
 def machine() -> dict[str, Any]:
     """Where and with what this is measured."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
     return {
-        "cpu": cpu,
+        "cpu": cpu_model(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,

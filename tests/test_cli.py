@@ -125,7 +125,7 @@ def test_an_equation_that_refuses_the_size_is_exit_code_1():
 
 
 def test_help_and_module():
-    for command in ("list", "explain", "verify"):
+    for command in ("list", "explain", "verify", "tune"):
         assert run(command, "--help").exit_code == 0
     done = subprocess.run(
         [sys.executable, "-m", "adaptc", "list", "--json"], capture_output=True, text=True, check=True

@@ -1,3 +1,3 @@
-"""The command line: `adaptc list`, `explain`, `verify`, `demo`."""
+"""The command line: `adaptc list`, `explain`, `verify`, `tune`, `demo`."""
 
 from adaptc.cli.main import main as main

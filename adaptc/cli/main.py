@@ -6,6 +6,7 @@ import functools
 import json
 import re
 import runpy
+import shlex
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
@@ -17,11 +18,16 @@ from rich.console import Console
 from rich.table import Table
 
 from adaptc.cli.method import bind, find_method
+from adaptc.env import CALIBRATED
 from adaptc.errors import AdaptcError, HyperparameterError
+from adaptc.explain import compare
 from adaptc.explain import explain as explain_adapter
+from adaptc.explain.compare import compare_table
+from adaptc.explain.tree import plan_tree
 from adaptc.method import Method, symbolic
 from adaptc.methods import catalogue
 from adaptc.plan.device import DEVICES
+from adaptc.tune import calibrate
 from adaptc.verify import verify as verify_adapter
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of tables.")
@@ -109,6 +115,14 @@ def list_methods(as_json: bool, markdown: bool) -> None:
     Console(highlight=False).print(table)
 
 
+def _device(context: click.Context, parameter: click.Parameter, name: str) -> str:
+    """A device that there is, or what may be the path of a calibration file."""
+    if name not in DEVICES and name != CALIBRATED and ".json" not in name:
+        known = ", ".join((*DEVICES, CALIBRATED))
+        raise click.BadParameter(f"'{name}' is none of {known}, and no calibration file (.json)")
+    return name
+
+
 def markdown_table(rows: list[dict[str, Any]]) -> str:
     """Name, equation and source as Markdown."""
     lines = ["| method | equation | source |", "|---|---|---|"]
@@ -130,21 +144,60 @@ def markdown_table(rows: list[dict[str, Any]]) -> str:
     type=click.Choice(["float32", "float64", "bfloat16", "float16"]),
     help="Of x.",
 )
-@click.option("--device", default="cpu", type=click.Choice(list(DEVICES)), help="Whose rates rank the plans.")
+@click.option(
+    "--device",
+    default="cpu",
+    callback=_device,
+    metavar=f"[{'|'.join(DEVICES)}|calibrated|FILE.json]",
+    help="Whose rates rank the plans: shipped, of this machine as `adaptc tune` measured it, or of such a file.",
+)
 @click.option("--mode", default="train", type=click.Choice(["train", "eval"]))
+@click.option(
+    "--tree", is_flag=True, help="Draw the plan as a tree: one line a step. With --json: `reads` of each step."
+)
+@click.option(
+    "--compare",
+    "others",
+    multiple=True,
+    metavar="METHOD",
+    help='Another method beside it, with settings as in "lora r=16"; repeatable.',
+)
 @settings
 @as_json
 @reported
-def explain(method: str, settings: tuple[str, ...], as_json: bool, **sizes: Any) -> None:
+def explain(
+    method: str, settings: tuple[str, ...], as_json: bool, tree: bool, others: tuple[str, ...], **sizes: Any
+) -> None:
     """Show formula, parameters, FLOPs, what is kept for backward and why, and the plan.
 
-    Example: adaptc explain boft --n 1024 --k 768 --m 512 -s stages=3
+    \b
+    Examples:
+      adaptc explain boft --n 1024 --k 768 --m 512 -s stages=3
+      adaptc explain boft --n 1024 --k 768 --m 512 --tree
+      adaptc explain boft --n 1024 --k 768 --m 512 --compare lora --compare "oft b=64"
     """
-    report = explain_adapter(bind(find_method(method), settings), **sizes)
-    if as_json:
-        _say(report.to_dict())
+    if tree and others:
+        raise click.UsageError("choose --tree or --compare")
+    chosen = [(method, settings), *(_named(other) for other in others)]
+    reports = [explain_adapter(bind(find_method(name), given), **sizes) for name, given in chosen]
+    if others:
+        rows = compare(reports)
+        shown: Any = rows if as_json else compare_table(rows)
     else:
-        Console(highlight=False).print(report)
+        shown = reports[0].to_dict() if as_json else plan_tree(reports[0].facts) if tree else reports[0]
+    if as_json:
+        _say(shown)
+    else:
+        Console(highlight=False).print(shown)
+
+
+def _named(text: str) -> tuple[str, tuple[str, ...]]:
+    """`lora r=16`: a METHOD and its settings."""
+    try:
+        name, *given = shlex.split(text) or [""]
+    except ValueError as error:
+        raise click.UsageError(f"cannot read {text}: {error}") from error
+    return name, tuple(given)
 
 
 @main.command()
@@ -166,6 +219,34 @@ def verify(method: str, n: int | None, k: int | None, settings: tuple[str, ...],
         _say(verdict.to_dict())
     else:
         Console(highlight=False).print(verdict)
+
+
+@main.command()
+@click.option("--calibrate", "asked", is_flag=True, help="Measure this machine's CPU, and its GPU if there is one.")
+@click.option(
+    "--seconds",
+    default=20.0,
+    show_default=True,
+    type=click.FloatRange(0, 3600, min_open=True),
+    help="About how long to measure each of them.",
+)
+@as_json
+@reported
+def tune(asked: bool, seconds: float, as_json: bool) -> None:
+    """Measure this machine for the planner.
+
+    --calibrate measures rates of products, copies and calls and writes them to a file in the user's cache folder. They
+    are used only where they are asked for: with ADAPTC_DEVICE=calibrated in the environment, or by `adaptc explain
+    --device calibrated`. Without either, plans are the same on every machine.
+    """
+    if not asked:
+        raise click.UsageError("say what to tune: --calibrate measures this machine, and is all there is today")
+    found = calibrate(seconds)
+    if as_json:
+        _say(found.to_dict())
+        return
+    Console(highlight=False).print(found)
+    click.echo(f"\nwritten: {found.path}")
 
 
 @main.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})

@@ -7,7 +7,7 @@ import torch
 from adaptc.plan.plan import max_saved
 from adaptc.plan.search import plan
 from adaptc.runtime.attach import all_leaves
-from adaptc.runtime.planning import task_of
+from adaptc.runtime.planning import planned_as, task_of
 from adaptc.runtime.stack import Part, stack
 
 
@@ -24,4 +24,4 @@ def require_saved(
         trained = {s.leaf for s in equation.leaves if s.trainable}
         wanted |= {mine for mine, leaf in zip(leaves, all_leaves(equation), strict=True) if leaf in trained}
     wants = [a.role == "token" or a in wanted for a in composed.arguments]
-    plan(task_of(composed, wants, "cpu", dtype=str(dtype).removeprefix("torch.")))
+    plan(task_of(composed, wants, planned_as("cpu"), dtype=str(dtype).removeprefix("torch.")))

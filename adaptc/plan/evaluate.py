@@ -162,7 +162,12 @@ def _over_tokens(e: Contract) -> set[Name]:
 
 
 def _seconds(task: Task, where: Device, nodes: list[Expr]) -> float:
-    total = 0.0
+    return sum(step_seconds(task, where, nodes).values())
+
+
+def step_seconds(task: Task, where: Device, nodes: list[Expr]) -> dict[Expr, float]:
+    """Predicted seconds of the steps of a program, of those that take any."""
+    found = {}
     read, unmade = fused(nodes, ())
     for e in nodes:
         if not is_view(e) and e not in unmade:
@@ -170,8 +175,9 @@ def _seconds(task: Task, where: Device, nodes: list[Expr]) -> float:
             moved = c.entries
             if e in read:
                 moved = TURNED * sum(entries(t.dims, task.size) for t in (read[e].a, read[e].b))
-            total += where.seconds(c.flops, ITEM * moved) if moved else 0.0
-    return total
+            if moved:
+                found[e] = where.seconds(c.flops, ITEM * moved)
+    return found
 
 
 @functools.lru_cache(maxsize=65536)

@@ -13,6 +13,7 @@ from dataclasses import replace
 from adaptc.ir.dims import TOKENS, Dim
 from adaptc.plan.plan import NOMINAL, Limit, Plan, Task
 from adaptc.plan.search import plan
+from adaptc.runtime.machine import described
 from adaptc.runtime.stack import Stack
 
 Signature = tuple[tuple[str, ...], tuple[bool, ...]]
@@ -86,4 +87,4 @@ def planned(stack: Stack, signature: Signature, device: str, rows: int = NOMINAL
 
 def planned_as(device: str) -> str:
     """What the planner calls a kind of device."""
-    return "h200" if device.removeprefix(OBSERVED) == "cuda" else "cpu"
+    return described("cuda" if device.removeprefix(OBSERVED) == "cuda" else "cpu")

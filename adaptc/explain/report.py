@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import sympy
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
 from adaptc.codegen.native import block_step, draws_natively
@@ -17,31 +16,29 @@ from adaptc.codegen.types import Types, has_rows, wide
 from adaptc.console import rendered
 from adaptc.equation import Equation
 from adaptc.errors import PlanError
+from adaptc.explain.prices import Prices, prices
+from adaptc.explain.steps import Graph
+from adaptc.explain.tables import choice_table, cost_table, kept_table, rivals_table, step_table
+from adaptc.explain.tree import plan_tree
 from adaptc.ir.build import count
 from adaptc.ir.cost import cost
 from adaptc.ir.dims import TOKENS, Dim
 from adaptc.ir.expr import Expr, postorder
-from adaptc.ir.prims import Broadcast, Contract, Draw, Leaf, Scale
+from adaptc.ir.prims import Contract, Draw, Leaf
 from adaptc.ir.printer import brief
 from adaptc.ir.sympy_bridge import to_sympy
 from adaptc.method import CONCRETE, Adapter, Method, symbolic, symbols
-from adaptc.plan.plan import NOMINAL, Plan, depends_on_tokens, is_view, total
+from adaptc.plan.device import BYTES, DEVICES
+from adaptc.plan.device import device as device_named
+from adaptc.plan.plan import NOMINAL, Choice, Plan, Task, depends_on_tokens, total
 from adaptc.plan.plan import max_saved as max_saved_of
 from adaptc.plan.search import candidates, plan
-from adaptc.runtime.planning import task_of
+from adaptc.runtime.machine import described
+from adaptc.runtime.planning import planned_as, task_of
 from adaptc.runtime.program import kernels, plan_at
 from adaptc.runtime.stack import stack
 
-BYTES = {
-    "bfloat16": 2,
-    "float16": 2,
-    "float32": 4,
-    "float64": 8,
-    "complex64": 8,
-    "complex128": 16,
-    "int64": 8,
-}
-SHOWN, CONSIDERED = 6, 24
+CONSIDERED = 24
 REPRESENTATIVE = 4096  # n and k at which choices are made where the sizes are symbolic
 
 
@@ -66,6 +63,10 @@ class Report:
         left = "W'" if self.equation.weight is not None else "y'"
         return f"{left} = {sympy.latex(self.to_sympy())}"
 
+    def tree(self, width: int = 118) -> str:
+        """The plan's graph, forward and backward, as text of `width` columns: one line a step, each step once."""
+        return rendered(plan_tree(self.facts), width)
+
     def __str__(self) -> str:
         return rendered(self)
 
@@ -78,11 +79,11 @@ class Report:
         head.append(f"  trainable parameters: {f['parameters']}")
         parts: list[Any] = [
             head,
-            _cost_table(f),
-            _kept_table(f),
-            _step_table(f),
-            _choice_table(f),
-            _rivals_table(f),
+            cost_table(f),
+            kept_table(f),
+            step_table(f),
+            choice_table(f),
+            rivals_table(f),
         ]
         return Group(*parts)
 
@@ -101,11 +102,14 @@ def explain(
     """Everything the compiler decides about one layer, without running it.
 
     n, k, m: outputs, inputs, tokens; left out, they stay symbols and the figures are formulas. dtype: of x (parameters
-    are float32 beside 16-bit x). mode: "train" (gradients of x and of every parameter) or "eval".
-    max_saved: the most that may be kept for backward, in bytes (at m tokens, or 1,024) or as "1.5x" of the bytes of x;
-    PlanError if it cannot be.
+    are float32 beside 16-bit x). device: a name of `adaptc.plan.device.DEVICES`, "calibrated" (this machine as
+    `adaptc tune --calibrate` measured it) or the path of such a file. mode: "train" (gradients of x and of every
+    parameter) or "eval". max_saved: the most that may be kept for backward, in bytes (at m tokens, or 1,024) or as
+    "1.5x" of the bytes of x; PlanError if it cannot be. Seconds are predictions at m tokens, those of the candidates
+    at the number of tokens at which the search ranks them.
     """
     bound = adapter() if isinstance(adapter, Method) else adapter
+    where = device_named(described(str(device)))
     if mode not in ("train", "eval"):
         raise PlanError(f"mode is 'train' or 'eval', got '{mode}'")
     dtype = str(dtype).removeprefix("torch.")
@@ -117,14 +121,18 @@ def explain(
     trained = {s.leaf for s in composed.equations[0].leaves if s.trainable}
     wants = [mode == "train" and (leaf.role == "token" or leaf in trained) for leaf in composed.arguments]
     at = tuple((s, REPRESENTATIVE) for s in symbols() if not (isinstance(rows, int) and isinstance(cols, int)))
-    task = task_of(composed, wants, device, at, dtype, NOMINAL if m is None else m)
+    task = task_of(composed, wants, where.name, at, dtype, NOMINAL if m is None else m)
     bindings = {} if m is None else {TOKENS: m}
     types = _types(composed.arguments, dtype)
-    if m is None or at or max_saved is not None:
+    if m is None or at or max_saved is not None or where.name != planned_as("cpu"):
         chosen = plan(task)
     else:
         signature = tuple(types[a] for a in composed.arguments), tuple(wants)
-        chosen = plan_at(composed, signature, device, m)
+        chosen = plan_at(composed, signature, "cpu", m)
+    ranked = dict(chosen.task.at).get(TOKENS, NOMINAL)
+    rows_at = ranked if m is None else m
+    price = prices(chosen, rows_at)
+    graph = Graph(chosen)
     facts = {
         "adapter": repr(bound), "formula": text, "note": note,
         "n": str(rows), "k": str(cols), "m": str(TOKENS if m is None else m),
@@ -132,11 +140,16 @@ def explain(
         "parameters": _show(sum(count(leaf.dims) for leaf in trained), {}),
         "cost": _costs(chosen, rows, cols, bindings),
         "kept": kept(chosen, composed.arguments, dtype, bindings, mode),
-        "steps": [_step(e, way, chosen, bindings, types) for way, e in _steps(chosen)],
+        "seconds": {"rows": rows_at, **price.totals()},
+        "steps": _rows(graph, bindings, types, price),
+        "results": graph.results(),
         "choices": [
-            {"where": brief(c.where, 70), "chosen": c.chosen, "options": list(c.options)} for c in chosen.choices
+            {"where": brief(c.where, 70), "of": c.of, "purpose": c.purpose, "chosen": c.chosen, "options": [*c.options]}
+            for c in chosen.choices
         ],
-        "candidates": _rivals(chosen),
+        "forms": _forms(chosen.choices, 70, ("form", "for")),
+        "ranked at": ranked,
+        "candidates": _rivals(chosen, ranked),
     }  # fmt: skip
     return Report(facts, composed.equations[0])
 
@@ -245,118 +258,47 @@ def _kept(e: Expr, dtype: str, reason: str, bindings: Mapping[Any, int]) -> dict
     }  # fmt: skip
 
 
-def _steps(chosen: Plan) -> list[tuple[str, Expr]]:
-    both = [("forward", e) for e in chosen.forward] + [("backward", e) for e in chosen.backward]
-    return [(way, e) for way, e in both if not (is_view(e) or _folded(e))]
-
-
-def _folded(e: Expr) -> bool:
-    """Steps without work of their own: axes in another order, repeated entries, numbers that go into a product."""
-    return isinstance(e, (Broadcast, Scale)) or (isinstance(e, Contract) and len(e.operands) == 1)
-
-
 def _side(e: Expr) -> str:
     return "tokens" if has_rows(e) else "gradients" if depends_on_tokens(e) else "parameters"
 
 
-def _by(e: Expr, types: Types, device: str) -> str:
+def _by(e: Expr, types: Types, task: Task) -> str:
     """Who does a step: a compiled kernel of ours, or torch."""
-    ours = kernels(device)
+    ours = kernels(task.device if task.device in DEVICES else device_named(task.device).kind)  # or a measured CPU
     if isinstance(e, Draw):
         return "native" if draws_natively(e, types, ours) else "aten"
     return "native" if isinstance(e, Contract) and block_step(e, types, ours) else "aten"
 
 
-def _step(e: Expr, way: str, chosen: Plan, bindings: Mapping[Any, int], types: Types) -> dict[str, Any]:
-    return {
-        "way": way, "step": type(e).__name__, "value": brief(e, 56), "shape": [str(d) for d in e.dims],
-        "flops": _show(sympy.sympify(cost(e, _exact).flops), bindings),
-        "side": _side(e), "by": _by(e, types, chosen.task.device),
-    }  # fmt: skip
+def _rows(graph: Graph, bindings: Mapping[Any, int], types: Types, price: Prices) -> list[dict[str, Any]]:
+    return [
+        {
+            "number": number, "way": way, "step": type(e).__name__, "value": brief(e, 56),
+            "shape": [str(d) for d in e.dims], "flops": _show(sympy.sympify(cost(e, _exact).flops), bindings),
+            "seconds": price.of(e, way), "side": _side(e), "by": _by(e, types, graph.plan.task),
+            "reads": graph.reads(e, way),
+        }
+        for number, way, e in graph.rows
+    ]  # fmt: skip
 
 
-def _rivals(chosen: Plan) -> list[dict[str, Any]]:
+def _forms(choices: Iterable[Choice], width: int, kinds: tuple[str, ...]) -> dict[str, str]:
+    """What was chosen where; for one purpose alone where it differs from what the others take."""
+    found = {}
+    shared = {c.where: c.chosen for c in choices if c.of == "form"}
+    for c in choices:
+        if c.of in kinds and not (c.of == "for" and c.chosen == shared.get(c.where)):
+            about = {"for": f" for {c.purpose}", "kept": ", kept", "first": ", when"}.get(c.of, "")
+            found[brief(c.where, width) + about] = c.chosen
+    return found
+
+
+def _rivals(chosen: Plan, rows_at: int) -> list[dict[str, Any]]:
+    """The first plans that the search could have taken, by predicted seconds at its own number of tokens."""
     found = sorted(itertools.islice(candidates(chosen.task), CONSIDERED), key=lambda p: p.seconds)
     rows = []
     for p in found:
-        form = {brief(c.where, 40): c.chosen for c in p.choices}
-        rows.append({"predicted seconds": p.seconds, "form": form, "chosen": p.choices == chosen.choices})
+        form = _forms(p.choices, 40, ("form", "for", "order", "kept", "first"))
+        ways = {f"{way} seconds": seconds for way, seconds in prices(p, rows_at).totals().items()}
+        rows.append({"predicted seconds": p.seconds, **ways, "form": form, "chosen": p.choices == chosen.choices})
     return rows
-
-
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
-    for c in columns:
-        table.add_column(c, justify="right" if c in ("flops", "bytes", "over the base product") else "left")
-    return table
-
-
-def _cost_table(f: Mapping[str, Any]) -> Table:
-    table = _table("FLOPs", "", "flops", "over the base product")
-    c = f["cost"]
-    table.add_row("base product x W^T", _big(c["base"]), "1")
-    table.add_row("forward", _big(c["forward"]), str(c["forward over base"]))
-    table.add_row("backward", _big(c["backward"]), str(c["backward over base"]))
-    return table
-
-
-def _kept_table(f: Mapping[str, Any]) -> Table:
-    k = f["kept"]
-    table = _table(
-        f"\nKept for backward: {_big(k['bytes'])} bytes, {k['over x']} x the bytes of x",
-        "tensor",
-        "shape",
-        "dtype",
-        "bytes",
-        "why",
-    )
-    for e in k["tensors"]:
-        table.add_row(e["tensor"], _shape(e["shape"]), e["dtype"], _big(e["bytes"]), e["reason"])
-    return table
-
-
-def _step_table(f: Mapping[str, Any]) -> Table:
-    table = _table("\nPlan", "#", "way", "step", "shape", "flops", "side", "by", "value")
-    for number, s in enumerate(f["steps"], 1):
-        table.add_row(
-            str(number),
-            s["way"],
-            s["step"],
-            _shape(s["shape"]),
-            _big(s["flops"]),
-            s["side"],
-            s["by"],
-            s["value"],
-        )
-    return table
-
-
-def _choice_table(f: Mapping[str, Any]) -> Table:
-    table = _table("\nChoices", "where", "chosen", "from")
-    for c in f["choices"]:
-        table.add_row(c["where"], c["chosen"], ", ".join(c["options"]))
-    return table
-
-
-def _rivals_table(f: Mapping[str, Any]) -> Table:
-    every = f["candidates"]
-    table = _table(
-        f"\nCandidates: {min(SHOWN, len(every))} of {len(every)} considered, by predicted time",
-        "seconds",
-        "form",
-    )
-    for r in every[:SHOWN]:
-        mark = " (chosen)" if r["chosen"] else ""
-        table.add_row(
-            f"{r['predicted seconds']:.3g}",
-            "; ".join(f"{k}: {v}" for k, v in r["form"].items()) + mark,
-        )
-    return table
-
-
-def _shape(shape: list[str]) -> str:
-    return f"({', '.join(shape)})"
-
-
-def _big(amount: Any) -> str:
-    return f"{amount:,}" if isinstance(amount, int) else str(amount)
