@@ -543,7 +543,7 @@ def test_a_layer_that_is_deleted_frees_what_it_holds(adapter):
 
 def test_layers_of_one_shape_hold_their_own():
     layers = [AdaptedLinear(nn.Linear(K, K, dtype=torch.float64), hra(r=4)) for _ in range(2)]
-    model = nn.Sequential(*layers)
+    model = nn.Sequential(*layers).eval()
     shift(model)
     assert_right(model)
     assert layers[0]._held.entry.program is layers[1]._held.entry.program
