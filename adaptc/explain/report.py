@@ -18,7 +18,8 @@ from adaptc.equation import Equation
 from adaptc.errors import PlanError
 from adaptc.explain.prices import Prices, prices
 from adaptc.explain.steps import Graph
-from adaptc.explain.tables import choice_table, cost_table, kept_table, rivals_table, step_table
+from adaptc.explain.tables import choice_table, cost_table, kept_table, rivals_table, step_table, tokens_table
+from adaptc.explain.tokens import by_tokens
 from adaptc.explain.tree import plan_tree
 from adaptc.ir.build import count
 from adaptc.ir.cost import cost
@@ -34,9 +35,9 @@ from adaptc.plan.plan import NOMINAL, Choice, Plan, Task, depends_on_tokens, tot
 from adaptc.plan.plan import max_saved as max_saved_of
 from adaptc.plan.search import candidates, plan
 from adaptc.runtime.machine import described
-from adaptc.runtime.planning import planned_as, task_of
+from adaptc.runtime.planning import Signature, planned_as, task_of
 from adaptc.runtime.program import kernels, plan_at
-from adaptc.runtime.stack import stack
+from adaptc.runtime.stack import Stack, stack
 
 CONSIDERED = 24
 REPRESENTATIVE = 4096  # n and k at which choices are made where the sizes are symbolic
@@ -83,6 +84,7 @@ class Report:
             kept_table(f),
             step_table(f),
             choice_table(f),
+            tokens_table(f),
             rivals_table(f),
         ]
         return Group(*parts)
@@ -148,10 +150,17 @@ def explain(
             for c in chosen.choices
         ],
         "forms": _forms(chosen.choices, 70, ("form", "for")),
+        "by tokens": _by_tokens(composed, (tuple(types[a] for a in composed.arguments), tuple(wants)), where.name),
         "ranked at": ranked,
         "candidates": _rivals(chosen, ranked),
     }  # fmt: skip
     return Report(facts, composed.equations[0])
+
+
+def _by_tokens(composed: Stack, signature: Signature, where: str) -> list[dict[str, Any]]:
+    if where != planned_as("cpu") or not (isinstance(composed.n, int) and isinstance(composed.k, int)):
+        return []
+    return by_tokens(composed, signature, lambda choices: _forms(choices, 40, ("form", "for")))
 
 
 def _sizes(n: int | None, k: int | None, equation: Equation) -> tuple[tuple[Dim, Dim], str]:

@@ -70,6 +70,15 @@ def choice_table(f: Mapping[str, Any]) -> Table:
     return table
 
 
+def tokens_table(f: Mapping[str, Any]) -> Table:
+    """Where in the number of tokens the plan changes."""
+    table = _table("\nPlans by the number of tokens", "m", "forward", "backward", "form")
+    for r in f["by tokens"]:
+        ways = (f"{r[f'{way} over base']} x at m = {r['at']}" for way in ("forward", "backward"))
+        table.add_row(f"{r['from']:,} to {r['to']:,}", *ways, "; ".join(f"{k}: {v}" for k, v in r["forms"].items()))
+    return table
+
+
 def rivals_table(f: Mapping[str, Any]) -> Table:
     """The plans that predictions put next to the chosen one."""
     every, rows = f["candidates"], f["ranked at"]

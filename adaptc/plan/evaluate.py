@@ -19,7 +19,7 @@ from adaptc.ir.expr import Expr, postorder
 from adaptc.ir.prims import Contract, Draw, Leaf
 from adaptc.ir.vjp import vjp
 from adaptc.plan.device import Device, device
-from adaptc.plan.hoist import SHARE, hoisted
+from adaptc.plan.hoist import hoisted, rent
 from adaptc.plan.order import ITEM, Name, Orders, spell
 from adaptc.plan.plan import Choice, Kept, Plan, Task, depends_on_tokens, is_view, reach, steps
 from adaptc.plan.sampled import fused
@@ -100,7 +100,10 @@ def evaluate(task: Task, chosen: Chosen) -> tuple[Plan, dict[Key, Choice]]:
     apart = tuple(_seconds(task, where, steps(r, given if j else ())) for j, r in enumerate(roots))
     seconds = apart[0] + _seconds(task, where, steps(back, given))
     if not task.wrt:  # values of parameters alone are held from call to call
-        seconds = _seconds(task, where, steps([ordered], hoisted(ordered, task, _room(task))))
+        weight = weight_entries(task)
+        held = hoisted(ordered, task, weight)
+        seconds = _seconds(task, where, steps([ordered], held))
+        seconds += sum(rent(task, int(entries(e.dims, task.size)), weight) for e in held)
     return Plan(task, ordered, tuple(found.items()), kept, tuple(trial.met.values()), seconds, apart), trial.met
 
 
@@ -235,10 +238,10 @@ def _kept(trial: _Trial, e: Expr, default: str) -> bool:
     return trial.pick(key, e, options, default) == KEEP
 
 
-def _room(task: Task) -> int:
-    """The most entries that may be held from call to call."""
+def weight_entries(task: Task) -> int:
+    """The entries of W."""
     W = [e for e in postorder(task.y) if isinstance(e, Leaf) and e.role == "weight"]
-    return int(entries(W[0].dims, task.size)) // SHARE if W else 0
+    return int(entries(W[0].dims, task.size)) if W else 0
 
 
 def _inner(task: Task) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 
 from adaptc.ir.cost import cost, entries
 from adaptc.ir.dims import TOKENS
@@ -13,21 +12,20 @@ from adaptc.plan.device import device
 from adaptc.plan.order import ITEM
 from adaptc.plan.plan import CALL_ROLES, TOKEN_ROLES, Task, is_view, steps
 
-SHARE = 4  # what a layer holds has at most 1 / SHARE as many entries as W
+MOST = 17 / 16  # times the entries of W: what a layer holds; a value as large as W, and small ones
+WORTH = 1.0  # of x W^T: what a value as large as W must save a call to be held
 
 
-def hoisted(y: Expr, task: Task, room: int) -> tuple[Expr, ...]:
-    """The largest parts of y that no call changes, smallest first while all together have at most `room` entries.
+def hoisted(y: Expr, task: Task, weight: int) -> tuple[Expr, ...]:
+    """The largest parts of y that no call changes, smallest first while all together have at most MOST * weight
+    entries. weight: the entries of W.
 
-    Below a part that does not fit, its own parts may. A part is held if it saves a larger share of a call with one
-    token than it has of the entries of W (SHARE * room).
+    Below a part that does not fit, its own parts may. A part is held if to compute it takes longer than its `rent`.
     """
-    task = replace(task, at=(*task.at, (TOKENS, 1)))
     order = {e: j for j, e in enumerate(postorder(y))}
     fixed = _fixed(order)
     queue = {c for e in order if not fixed[e] for c in e.children if fixed[c]}
-    seen, held, free = set(queue), [], room
-    all_seconds = _seconds(task, steps([y], ()))
+    seen, held, free = set(queue), [], MOST * weight
     while queue:
         e = min(queue, key=lambda c: (entries(c.dims, task.size), order[c]))
         queue.remove(e)
@@ -35,10 +33,16 @@ def hoisted(y: Expr, task: Task, room: int) -> tuple[Expr, ...]:
         if not cost(e, task.size).entries or size > free:  # a view, or too large
             queue |= set(e.children) - seen
             seen |= queue
-        elif _seconds(task, steps([e], ())) * SHARE * room > all_seconds * size > 0:
+        elif _seconds(task, steps([e], ())) > rent(task, size, weight):
             held.append(e)
             free -= size
     return tuple(sorted(held, key=order.__getitem__))
+
+
+def rent(task: Task, size: int, weight: int) -> float:
+    """What holding a value must save a call, in seconds: its share of W, of the time of x W^T."""
+    base = device(task.device).seconds(2 * task.size(TOKENS) * weight, ITEM * weight)
+    return WORTH * base * size / weight if weight else 0.0
 
 
 def _fixed(order: Iterable[Expr]) -> dict[Expr, bool]:

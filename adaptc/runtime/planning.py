@@ -60,12 +60,16 @@ def bucket(m: int, n: Dim, k: Dim) -> int:
     return next(rows for most, rows in BUCKETS if m <= most)
 
 
+def buckets(n: Dim, k: Dim) -> list[int]:
+    """The most tokens of each bucket, ascending."""
+    few = few_rows(n, k)
+    return [*([few] if few else []), *(most for most, _ in BUCKETS if most > few)]
+
+
 def bounds(n: int, k: int) -> tuple[list[int], list[int]]:
     """The most entries of x of each bucket, ascending, and the buckets."""
-    few = few_rows(n, k)
-    every = [(few, FEW)] if few else []
-    every += [(most, rows) for most, rows in BUCKETS if most > few]
-    return [min(most * k, sys.maxsize) for most, _ in every], [rows for _, rows in every]
+    most = buckets(n, k)
+    return [min(m * k, sys.maxsize) for m in most], [bucket(m, n, k) for m in most]
 
 
 def planned(stack: Stack, signature: Signature, device: str, rows: int = NOMINAL) -> Plan:

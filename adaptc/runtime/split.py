@@ -9,7 +9,7 @@ from adaptc.codegen.source import Source
 from adaptc.codegen.types import Types
 from adaptc.ir.expr import Expr
 from adaptc.ir.prims import Leaf
-from adaptc.plan.hoist import SHARE, hoisted
+from adaptc.plan.hoist import hoisted
 from adaptc.plan.plan import Plan, reach
 
 
@@ -28,7 +28,7 @@ def split(
 ) -> Split | None:
     """Both functions of a plan without gradients; None where nothing is worth holding. names: of its arguments."""
     x, W, *_ = arguments = list(names)
-    held = hoisted(chosen.y, chosen.task, _entries(W) // SHARE)
+    held = hoisted(chosen.y, chosen.task, _entries(W))
     if not held or chosen.gradients or chosen.kept:
         return None
     needs = _among(arguments, reach(held, ())) or [W]  # whose device says where tables are
