@@ -56,7 +56,15 @@ def _too_little(found: Plan) -> str:
 
 
 def _descent(task: Task, start: Chosen, worth: Callable[[Plan], tuple[float, float]]) -> tuple[Plan, Chosen]:
-    best, met = evaluate(task, start)
+    known: dict[frozenset[tuple[Key, str]], tuple[Plan, dict[Key, Choice]]] = {}
+
+    def assess(assigned: Chosen) -> tuple[Plan, dict[Key, Choice]]:
+        key = frozenset(assigned.items())
+        if key not in known:
+            known[key] = evaluate(task, assigned)
+        return known[key]
+
+    best, met = assess(start)
     chosen: Chosen = start
     settled = 0
     tied: dict[tuple[Key, str], Plan] = {}
@@ -65,7 +73,7 @@ def _descent(task: Task, start: Chosen, worth: Callable[[Plan], tuple[float, flo
         changes = [c for c in _changes(met, stage) if c not in hopeless]
         if not best.excess:
             changes = [c for c in changes if all(_worth_parting(best, *one, tied) for one in c)]
-        found = [(*evaluate(task, {**chosen, **dict(c)}), {**chosen, **dict(c)}) for c in changes[:CHANGES]]
+        found = [(*assess({**chosen, **dict(c)}), {**chosen, **dict(c)}) for c in changes[:CHANGES]]
         hopeless.update(c for c, f in zip(changes, found, strict=False) if price(f[0]) > HOPELESS * price(best))
         if stage == FORMS:
             tied = {c[0]: f[0] for c, f in zip(changes, found, strict=False)}
