@@ -53,6 +53,9 @@ class Size:
     def __pow__(self, other: Any) -> Size:
         return Size(self.expr ** _number(other))
 
+    def __neg__(self) -> Size:
+        return Size(-self.expr)
+
     def __rsub__(self, other: Any) -> Size:
         return Size(_number(other) - self.expr)
 
@@ -76,7 +79,7 @@ class Size:
 
     __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = _refuse
     __bool__ = __int__ = __float__ = __index__ = __iter__ = __len__ = _refuse
-    bit_length = __mod__ = __rmod__ = __round__ = __ceil__ = __floor__ = __trunc__ = _refuse
+    bit_length = __mod__ = __rmod__ = __divmod__ = __rdivmod__ = __round__ = __ceil__ = __floor__ = __trunc__ = _refuse
 
 
 def _is_number(value: Any) -> bool:

@@ -70,9 +70,9 @@ def test_a_wrong_derivative_is_found(name, monkeypatch):
     LAWS["gradients"](Case(adapter, n, k))
     monkeypatch.setattr(vjp, "RULES", wrong)
     from adaptc.plan.search import plan
-    from adaptc.runtime import program
+    from adaptc.runtime.program import build
 
-    caches = (plan, program.build, program._built_for_few)
+    caches = (plan, build)
     for cache in caches:
         cache.cache_clear()
     try:

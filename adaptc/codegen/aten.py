@@ -48,7 +48,7 @@ from adaptc.plan.plan import reach
 from adaptc.plan.sampled import fused
 
 _OURS = re.compile(
-    r"t\d+|kept\d+|tables|torch|rows|gy|walsh_hadamard|uniform|bernoulli|sampled|native|linear|.*_(float|bfloat|complex|int)\d+"
+    r"t\d+|kept\d+|tables|torch|rows|gy|walsh_hadamard|i?fft|uniform|bernoulli|sampled|native|linear|.*_(float|bfloat|complex|int)\d+"
 )
 
 
@@ -427,7 +427,7 @@ class _Writer:
         """A fast transform, in float32 or wider."""
         have = self.types[e.x]
         wide = have if have.startswith("complex") else self.types.wide
-        call = {"fft": "torch.fft.fft", "ifft": "torch.fft.ifft", "hadamard": "walsh_hadamard"}[e.name]
+        call = {"fft": "fft", "ifft": "ifft", "hadamard": "walsh_hadamard"}[e.name]
         self.let(e, f"{call}({self.cast(e.x, wide)}, dim={e.axis})")
 
     def solve(self, e: Solve) -> None:

@@ -38,7 +38,7 @@ from adaptc.runtime.sampled import sampled
 from adaptc.runtime.split import Split, split
 from adaptc.runtime.stack import Stack
 from adaptc.runtime.tables import tabulate
-from adaptc.runtime.transforms import walsh_hadamard
+from adaptc.runtime.transforms import fft, ifft, walsh_hadamard
 
 AHEAD = 8  # times the products of x W^T: what one native call may compute, forward and backward
 
@@ -107,6 +107,8 @@ def load(source: Source) -> Callable[..., tuple[Tensor, ...]]:
     namespace: dict[str, Any] = {
         "torch": torch,
         "linear": torch.nn.functional.linear,
+        "fft": fft,
+        "ifft": ifft,
         "walsh_hadamard": walsh_hadamard,
         "native": native,
         "empty_like": torch.empty_like,

@@ -5,6 +5,16 @@ from __future__ import annotations
 import torch
 
 
+def fft(x: torch.Tensor, dim: int) -> torch.Tensor:
+    """torch.fft.fft, for no tokens too, which its libraries refuse."""
+    return torch.fft.fft(x, dim=dim) if x.numel() else torch.complex(x, x) if not x.is_complex() else x
+
+
+def ifft(x: torch.Tensor, dim: int) -> torch.Tensor:
+    """torch.fft.ifft, for no tokens too."""
+    return torch.fft.ifft(x, dim=dim) if x.numel() else torch.complex(x, x) if not x.is_complex() else x
+
+
 def walsh_hadamard(x: torch.Tensor, dim: int) -> torch.Tensor:
     """The product with Sylvester's matrix along one axis, in log2(n) passes."""
     n = x.shape[dim]
