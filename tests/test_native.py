@@ -11,6 +11,7 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from adaptc.runtime import native, random
+from adaptc.runtime.sampled import sampled
 
 if not native.available():  # never skipped: a build that fails must not pass for a test that passes
     raise RuntimeError(f"{native.missing_reason()}; here: python setup.py build_ext --inplace")
@@ -76,6 +77,30 @@ def test_blocks_gradient(level, dtype):
             found = native.blocks_gradient(x, gy, out, level)
             assert found.dtype == out
             assert_as_exact(found, "mgi,mgj->gij", x, gy)
+
+
+@every_level
+@every_dtype
+@pytest.mark.parametrize("m", [0, 1, 7, 64, 129, 300])
+def test_sampled(level, dtype, m):
+    a, b = torch.randn(13, m).to(dtype), torch.randn(9, m).to(dtype)
+    for places in (0, 1, 40):
+        rows, cols = torch.randint(13, (places,)), torch.randint(9, (places,))
+        found = native.sampled(a, rows, b, cols, level)
+        assert found.shape == (places,)
+        assert_as_exact(found, "tm,tm->t", a[rows], b[cols])
+    with pytest.raises(IndexError, match="13 rows"):
+        native.sampled(a, torch.tensor([13]), b, torch.tensor([0]), level)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_sampled_products_of_any_strides(dtype):
+    x, gy = torch.randn(2, 33, 9).to(dtype)[:, ::2].reshape(-1, 9), torch.randn(7, 34).to(dtype).T
+    rows, cols = torch.randint(7, (50,)), torch.randint(9, (50,))
+    wide = torch.promote_types(dtype, torch.float32)
+    found = sampled(gy, rows, x, cols, wide)
+    assert found.dtype == wide
+    assert_as_exact(found, "mt,mt->t", gy[:, rows], x[:, cols])
 
 
 @every_level

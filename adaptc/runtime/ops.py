@@ -15,6 +15,7 @@ from torch import Tensor, library
 
 from adaptc.errors import InternalError, UnsupportedError
 from adaptc.ir.dims import TOKENS, Dim
+from adaptc.runtime.planning import bucket
 from adaptc.runtime.program import Program, build
 from adaptc.runtime.stack import Stack
 
@@ -38,12 +39,16 @@ def call_name(stack: str, wants: Sequence[bool]) -> str:
     return f"{stack}:{''.join('1' if w else '0' for w in wants)}"
 
 
-def program(which: str, dtypes: Sequence[str], device: str) -> Program:
-    """The program that a call means."""
+def program(which: str, dtypes: Sequence[str], device: str, m: int | None = None) -> Program:
+    """The program that a call means. m: tokens, where they are known; what it keeps does not depend on them."""
     name, _, flags = which.partition(":")
     if name not in STACKS:
         raise InternalError(f"no equation is registered as '{name}' in this process")
-    return build(STACKS[name], (tuple(dtypes), tuple(f == "1" for f in flags)), device)
+    stack = STACKS[name]
+    signature = tuple(dtypes), tuple(f == "1" for f in flags)
+    usual = build(stack, signature, device)
+    found = usual if m is None else build(stack, signature, device, bucket(m, stack.n, stack.k))
+    return found if (found.saves_x, found.saved) == (usual.saves_x, usual.saved) else usual  # a trace saves the usual
 
 
 def dtypes_of(tensors: Sequence[Tensor]) -> list[str]:
@@ -72,7 +77,7 @@ def _own(found: Sequence[Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _forward(x: Tensor, tensors: list[Tensor], which: str) -> list[Tensor]:
-    p = program(which, dtypes_of([x, *tensors]), x.device.type)
+    p = program(which, dtypes_of([x, *tensors]), x.device.type, x.shape[0])
     return _own(p.forward(x, *(tensors[j - 1] for j in p.read)), [x, *tensors])
 
 
@@ -105,7 +110,7 @@ def _differentiate(ctx: Any, grads: list[Tensor]) -> tuple[Any, ...]:
 
 def _backward(gy: Tensor, saved: list[Tensor], which: str) -> list[Tensor]:
     which, _, dtypes = which.rpartition(":")
-    p = program(which, dtypes.split(","), gy.device.type)
+    p = program(which, dtypes.split(","), gy.device.type, gy.shape[0])
     return _own(p.backward(gy, *saved), [gy, *saved])
 
 
