@@ -14,11 +14,13 @@ from collections import deque
 from collections.abc import Callable, Iterator
 
 from adaptc.errors import PlanError
+from adaptc.plan.device import device
 from adaptc.plan.evaluate import AGAIN, PURPOSES, Chosen, Key, evaluate, price
-from adaptc.plan.plan import Choice, Plan, Task
+from adaptc.plan.plan import Choice, Plan, Task, is_view
 
 FORMS = ("form",)
-STAGES = (("order",), FORMS, ("for", "kept", "first"))
+APART = ("for", "kept", "first")
+STAGES = (("order",), FORMS, APART)
 HOPELESS = 2.0  # times the best price: such a change is not tried again
 GAIN = 0.01  # of a purpose's time: less is no reason to part from the others
 CHANGES = 64  # of one stage, weighed in one round
@@ -70,7 +72,8 @@ def _descent(task: Task, start: Chosen, worth: Callable[[Plan], tuple[float, flo
     tied: dict[tuple[Key, str], Plan] = {}
     hopeless: set[Change] = set()
     for stage in itertools.cycle(STAGES):
-        changes = [c for c in _changes(met, stage) if c not in hopeless]
+        idle = stage == APART and not best.excess and _mostly_calls(best)
+        changes = [] if idle else [c for c in _changes(met, stage) if c not in hopeless]
         if not best.excess:
             changes = [c for c in changes if all(_worth_parting(best, *one, tied) for one in c)]
         found = [(*assess({**chosen, **dict(c)}), {**chosen, **dict(c)}) for c in changes[:CHANGES]]
@@ -83,6 +86,12 @@ def _descent(task: Task, start: Chosen, worth: Callable[[Plan], tuple[float, flo
         elif (settled := settled + 1) == len(STAGES):
             break
     return best, chosen
+
+
+def _mostly_calls(found: Plan) -> bool:
+    """Does a plan take less time for arithmetic and traffic than for making its calls? Then little is to be won."""
+    calls = sum(not is_view(e) for e in (*found.forward, *found.backward))
+    return found.seconds < 2 * calls * device(found.task.device).overhead
 
 
 def _less(a: tuple[float, float], b: tuple[float, float]) -> bool:
@@ -114,7 +123,7 @@ def candidates(task: Task) -> Iterator[Plan]:
     for found, met in _walk(task, [{}], ("form",)):
         formed.append({k: c.chosen for k, c in met.items() if k.of == "form"})
         yield found
-    for stage in (("order",), ("for", "kept", "first")):
+    for stage in (("order",), APART):
         for found, met in _walk(task, formed, stage):
             if any(_moved(k, c, met) for k, c in met.items() if k.of in stage):
                 yield found
