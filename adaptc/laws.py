@@ -429,5 +429,3 @@ LAWS: dict[str, Callable[[Case], None]] = {
 """The contract, in the order in which it is checked: what the others rest on comes first."""
 WITHOUT_CALLS = ("operators", "plans")
 """Laws that do not call the layer: they are the same through the registered operators."""
-OF_OTHERS = ("pairs", "dropout")
-"""Laws about what surrounds an equation: checked at the smallest size that is not one, and at the largest."""

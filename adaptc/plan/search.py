@@ -72,7 +72,7 @@ def _descent(task: Task, start: Chosen, worth: Callable[[Plan], tuple[float, flo
     tied: dict[tuple[Key, str], Plan] = {}
     hopeless: set[Change] = set()
     for stage in itertools.cycle(STAGES):
-        idle = stage == APART and not best.excess and _mostly_calls(best)
+        idle = stage != FORMS and not best.excess and _mostly_calls(best)
         changes = [] if idle else [c for c in _changes(met, stage) if c not in hopeless]
         if not best.excess:
             changes = [c for c in changes if all(_worth_parting(best, *one, tied) for one in c)]
@@ -89,7 +89,8 @@ def _descent(task: Task, start: Chosen, worth: Callable[[Plan], tuple[float, flo
 
 
 def _mostly_calls(found: Plan) -> bool:
-    """Does a plan take less time for arithmetic and traffic than for making its calls? Then little is to be won."""
+    """Does a plan take less time for arithmetic and traffic than for making its calls? Then only forms, which may have
+    fewer, are worth a search."""
     calls = sum(not is_view(e) for e in (*found.forward, *found.backward))
     return found.seconds < 2 * calls * device(found.task.device).overhead
 

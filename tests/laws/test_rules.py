@@ -146,7 +146,7 @@ def test_simplify_comes_to_rest(seed):
     assert not any(fires(rule, once) for rule in always)
 
 
-@settings(max_examples=100)
+@settings(max_examples=300)
 @given(seeds)
 def test_simplify_never_costs(seed):
     def seconds(root):
@@ -155,4 +155,4 @@ def test_simplify_never_costs(seed):
         return assess(task, {})[0].apart[0]
 
     root = attached(tree(seed))
-    assert seconds(simplify(root)) <= 1.01 * seconds(root)  # the traffic of small transposes may differ
+    assert seconds(simplify(root)) <= seconds(root) * (1 + 1e-9)
