@@ -144,14 +144,14 @@ def _first(trial: _Trial, orders: Orders, gradients: Sequence[Expr]) -> None:
             orders.order(shared)
 
 
-def _over_tokens(e: Contract) -> set[Name]:
+def _over_tokens(e: Contract) -> list[Name]:
     """The parts of a contraction that join two token matrices and sum over tokens, by their canonical names."""
     (inputs, out) = e.terms
     pairs = sorted(zip(inputs, e.operands, strict=True), key=lambda t: (t[1].digest, t[0]))
     rows = [j for j, (_, op) in enumerate(pairs) if isinstance(op, Leaf) and depends_on_tokens(op)]
     if len(rows) != 2 or len(pairs) > FLAT:
-        return set()
-    found = set()
+        return []
+    found: dict[Name, None] = {}
     others = [j for j in range(len(pairs)) if j not in rows]
     for count in range(len(others)):
         for more in combinations(others, count):
@@ -160,8 +160,8 @@ def _over_tokens(e: Contract) -> set[Name]:
             letters = dict.fromkeys("".join(t for t, _ in part))
             kept = "".join(c for c in letters if c in out or c in rest)
             if pairs[rows[0]][0][0] not in kept:
-                found.add((spell([t for t, _ in part], kept), tuple(op for _, op in part)))
-    return found
+                found[spell([t for t, _ in part], kept), tuple(op for _, op in part)] = None
+    return list(found)
 
 
 def _seconds(task: Task, where: Device, nodes: list[Expr]) -> float:
@@ -209,11 +209,15 @@ def _keep(trial: _Trial, y: Expr, gradients: Sequence[Expr], again: Sequence[Exp
     x_entries = task.size(y.dims[0]) * inner
     kept: list[Kept] = []
     halt: list[Expr] = []
+    most: dict[Expr, float] = {}  # flops to compute again, what is shared below counted again and again
+    for e in order:
+        most[e] = _cost(e, task).flops + sum(most[c] for c in e.children)
     for e in shared:  # operands first
         size = entries(e.dims, task.size)
         if size == 0 or e in again:
             continue
-        per_entry = sum(_cost(s, task).flops for s in steps([e], halt)) / size
+        below = most[e] < threshold * size  # then so is the sum without repeats
+        per_entry = (most[e] if below else sum(_cost(s, task).flops for s in steps([e], halt))) / size
         reason = f"{per_entry:.0f} flops an entry to compute again"
         if per_entry < threshold:
             if not by_token[e] or size > LITTLE * x_entries or not _kept(trial, e, AGAIN):

@@ -80,8 +80,12 @@ def _descent(task: Task, start: Chosen, worth: Callable[[Plan], tuple[float, flo
         hopeless.update(c for c, f in zip(changes, found, strict=False) if price(f[0]) > HOPELESS * price(best))
         if stage == FORMS:
             tied = {c[0]: f[0] for c, f in zip(changes, found, strict=False)}
-        better = min(found, key=lambda f: worth(f[0]), default=None)
-        if better is not None and _less(worth(better[0]), worth(best)):
+        gains = sorted((f for f in found if _less(worth(f[0]), worth(best))), key=lambda f: worth(f[0]))
+        if len(gains) > 1:  # all of them together may be better still
+            every = {**chosen, **{k: o for f in reversed(gains) for k, o in f[2].items() if chosen.get(k) != o}}
+            gains.append((*assess(every), every))
+        better = min(gains, key=lambda f: worth(f[0]), default=None)
+        if better is not None:
             (best, met, chosen), settled = better, 0
         elif (settled := settled + 1) == len(STAGES):
             break
