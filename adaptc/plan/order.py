@@ -44,7 +44,10 @@ class Orders:
     def forget(self, values: Sequence[Expr]) -> None:
         """Values that are not to be had for nothing, and what was made of them."""
         lost = set(values)
-        self.known = {name: tree for name, tree in self.known.items() if lost.isdisjoint(postorder(tree))}
+        for e in postorder(*self.known.values()):
+            if not lost.isdisjoint(e.children):
+                lost.add(e)
+        self.known = {name: tree for name, tree in self.known.items() if tree not in lost}
 
     def order(self, root: Expr) -> Expr:
         """Every contraction below root as products of two."""

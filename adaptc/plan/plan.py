@@ -20,6 +20,16 @@ NOMINAL = 1024
 """Rows of x at which plans are chosen: what is kept must not depend on the number of tokens."""
 
 
+At = tuple[tuple[object, int], ...]
+"""Values for symbolic sizes."""
+
+
+@functools.lru_cache(maxsize=4096)
+def number(d: Dim, at: At) -> int:
+    """A size as a number: the nominal number of tokens, and the values of `at`."""
+    return d if isinstance(d, int) else value(d, {TOKENS: NOMINAL, **dict(at)})
+
+
 @dataclass(frozen=True)
 class Limit:
     """The most that may be kept for backward. amount: times the bytes of x if a float, else bytes at `rows` tokens.
@@ -53,13 +63,13 @@ class Task:
     gy: Leaf
     wrt: tuple[Leaf, ...]
     device: str
-    at: tuple[tuple[object, int], ...] = ()
+    at: At = ()
     kept: tuple[Kept, ...] | None = None
     limit: Limit | None = None
 
     def size(self, d: Dim) -> int:
         """A size as a number: the nominal number of tokens, and the values of `at`."""
-        return d if isinstance(d, int) else value(d, {TOKENS: NOMINAL, **dict(self.at)})
+        return number(d, self.at)
 
 
 @dataclass(frozen=True)
