@@ -15,19 +15,40 @@ from typing import ClassVar
 import sympy
 
 from adaptc.errors import InternalError
-from adaptc.ir.build import add, apply, conj, constant, contract, leaf, real, scale, times
+from adaptc.ir.build import (
+    add,
+    apply,
+    conj,
+    constant,
+    contract,
+    eye,
+    leaf,
+    permute,
+    real,
+    reshape,
+    scale,
+    take,
+    times,
+)
+from adaptc.ir.dims import quotient, same
 from adaptc.ir.expr import Expr, rewrite
 from adaptc.ir.functions import ARGS
 from adaptc.ir.matrix import Initial, MatMul, Transpose
+from adaptc.ir.operators.block_diag import BlockDiag
+from adaptc.ir.operators.butterfly import Butterfly
 from adaptc.ir.operators.cayley import Cayley
 from adaptc.ir.operators.circulant import Circulant
 from adaptc.ir.operators.diag import Diag
 from adaptc.ir.operators.householder import Householder
 from adaptc.ir.operators.identity import Identity
 from adaptc.ir.operators.inverse import Inverse
+from adaptc.ir.operators.kron import Kron
 from adaptc.ir.operators.permutation import Permutation
 from adaptc.ir.operators.scatter import Scatter
 from adaptc.ir.prims import INDEX, Add, Contract, Reshape, Scale, Table, Transform
+
+ORTHOGONAL = (Cayley, Householder, Permutation)
+"""Square matrices whose transpose is their inverse."""
 
 
 @dataclass(frozen=True)
@@ -153,10 +174,67 @@ def circular_convolution(e: Expr) -> Expr | None:
     return None
 
 
+@rule("butterfly(R) -> block_diag(the stages of each group)", lambda: Butterfly(leaf("R", 2, 4, 2, 2)), form=True)
+def butterfly_in_blocks(e: Expr) -> Expr | None:
+    """Stages of blocks of b stay inside groups of b 2^(stages - 1): one product with blocks of that size.
+
+    The group of columns g of butterfly(R) is what the stages make of the identity there.
+    """
+    if not isinstance(e, Butterfly):
+        return None
+    (stages, _, b, _), k = e.R.dims, e.dims[0]
+    size = int(b) * 2 ** (int(stages) - 1)
+    if stages == 1 or same(size, k):
+        return None
+    tiled = take(eye(size), (INDEX[0], sympy.Mod(INDEX[1], size)), (size, k))
+    groups = reshape(e.apply(tiled), (size, quotient(k, size), size))
+    return BlockDiag((permute(groups, (1, 2, 0)),))
+
+
+@rule(
+    "kron(A, B) @ kron(C, D) -> kron(A @ C, B @ D)",
+    lambda: MatMul(Kron(leaf("A", 2, 3), leaf("B", 3, 2)), Kron(leaf("C", 3, 2), leaf("D", 2, 2))),
+    form=True,
+)
+def mixed_product(e: Expr) -> Expr | None:
+    """Kronecker products of matrices that fit multiply factor by factor."""
+    if not isinstance(e, MatMul) or not isinstance(e.A, Kron) or not isinstance(e.B, Kron):
+        return None
+    (A, B), (C, D) = (e.A.A, e.A.B), (e.B.A, e.B.B)
+    fits = same(A.dims[-1], C.dims[-2]) and same(B.dims[-1], D.dims[-2])
+    return Kron(MatMul(A, C), MatMul(B, D)) if fits and e.ndim == 2 else None
+
+
+@rule("cayley(X)^T @ cayley(X) -> I", lambda: MatMul(Transpose(Cayley(leaf("X", 3, 3))), Cayley(leaf("X", 3, 3))))
+def product_with_inverse(e: Expr) -> Expr | None:
+    """An orthogonal matrix times its transpose."""
+    if not isinstance(e, MatMul) or e.ndim != 2:
+        return None
+    square = isinstance(e.B, ORTHOGONAL) and e.A is Transpose(e.B)
+    return Identity(e.dims[0]) if square or (isinstance(e.A, ORTHOGONAL) and e.B is Transpose(e.A)) else None
+
+
+@rule(
+    "einsum('ij,ij->i', A @ cayley(X), A @ cayley(X)) -> einsum('ij,ij->i', A, A)",
+    lambda: contract("ij,ij->i", *[MatMul(leaf("A", 2, 3), Cayley(leaf("X", 3, 3)))] * 2),
+)
+def norm_of_rotated(e: Expr) -> Expr | None:
+    """Orthogonal matrices keep the norms of the rows that they turn, and of the whole matrix."""
+    if not isinstance(e, Contract) or e.spec not in ("ab,ab->a", "ab,ab->b", "ab,ab->") or len(set(e.operands)) > 1:
+        return None
+    M = e.operands[0]
+    if not isinstance(M, MatMul):
+        return None
+    rows, columns = e.spec != "ab,ab->b", e.spec != "ab,ab->a"
+    if rows and _orthogonal(M.B):
+        return contract(e.spec, M.A, M.A)
+    return contract(e.spec, M.B, M.B) if columns and _orthogonal(M.A) else None
+
+
 @rule("inverse(cayley(X)) -> cayley(X)^T", lambda: Inverse(Cayley(leaf("X", 3, 3))))
 def inverse_of_rotation(e: Expr) -> Expr | None:
     """The inverse of an orthogonal matrix is its transpose."""
-    if isinstance(e, Inverse) and isinstance(e.M, (Cayley, Householder, Permutation)):
+    if isinstance(e, Inverse) and isinstance(e.M, ORTHOGONAL):
         return Transpose(e.M)
     return None
 
@@ -213,6 +291,10 @@ def initial_of_product(e: Expr) -> Expr | None:
         if all(isinstance(d, int) for d in (inner, n, k)) and inner * (n + k) < n * k:
             return MatMul(Initial(A), Initial(B))
     return None
+
+
+def _orthogonal(e: Expr) -> bool:
+    return isinstance(e.A if isinstance(e, Transpose) else e, ORTHOGONAL)
 
 
 def _transpose(e: Expr) -> Expr:

@@ -17,7 +17,7 @@ from adaptc.ir.expr import Expr, postorder, substitute
 from adaptc.ir.functions import ELEMENTWISE
 from adaptc.ir.operator import AbstractOperator
 from adaptc.ir.prims import INDEX, Leaf
-from adaptc.ir.rules import Rule
+from adaptc.ir.rules import Rule, simplify
 
 ROWS = 5  # of x in every test
 DEPTH = 4  # of a random adapter
@@ -147,7 +147,8 @@ class Draws:
                 return drawn
 
     def fit(self, M: Expr, rows: int, cols: int) -> Expr:
-        """Some matrix cut or repeated to a shape."""
+        """Some matrix, or a vector as a column, cut or repeated to a shape."""
+        M = build.reshape(M, (*M.dims, 1)) if M.ndim == 1 else M
         return M if M.dims == (rows, cols) else algebra.tile(M, (rows, cols))
 
     def _end(self, rows: int, cols: int) -> Expr:
@@ -357,8 +358,8 @@ TOKENWISE = (Draws.linear, Draws.linear, Draws.gate, Draws.bent, Draws.cut)
 
 
 def declare(*results):
-    """Make every leaf of drawn expressions a leaf of the adapter."""
-    for leaf in leaves(*results):
+    """Make every leaf that drawn expressions depend on a leaf of the adapter."""
+    for leaf in leaves(*map(simplify, results)):
         if leaf.role == "seed":
             continue
         if leaf.kind == "integer":
