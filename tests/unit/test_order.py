@@ -202,3 +202,11 @@ def test_every_pick_keeps_the_value():
     assert len(trees) == 3
     for tree in trees:
         assert_close(evaluate(tree, dict(values), 5), evaluate(node, dict(values), 5))
+
+
+def test_a_product_of_low_rank_factors_is_a_khatri_rao_product_for_few_tokens():
+    """x ((A B) * (C D))^T: at few tokens the factors meet each other row by row and column by column; no n x k."""
+    sizes = {"m": TOKENS, "n": 300, "k": 200, "r": 16, "s": 16}
+    e = network("nr,rk,ns,sk,mk->mn", sizes)
+    assert max(math.prod(value(d, {TOKENS: 1}) for d in s.dims) for s in steps([orders(1).order(e)], ())) < 300 * 200
+    assert any(s.dims == (300, 200) for s in steps([orders(1000).order(e)], ()))
