@@ -1,5 +1,7 @@
 """Values that are held between calls without gradients are never used when they are old."""
 
+import copy
+
 import pytest
 import torch
 from hoisting_small import K, N, add_in_no_grad, assert_right, every, every_held, net, rows, shift

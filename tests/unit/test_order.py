@@ -209,4 +209,4 @@ def test_a_product_of_low_rank_factors_is_a_khatri_rao_product_for_few_tokens():
     sizes = {"m": TOKENS, "n": 300, "k": 200, "r": 16, "s": 16}
     e = network("nr,rk,ns,sk,mk->mn", sizes)
     assert max(math.prod(value(d, {TOKENS: 1}) for d in s.dims) for s in steps([orders(1).order(e)], ())) < 300 * 200
-    assert any(s.dims == (300, 200) for s in steps([orders(1000).order(e)], ()))
+    assert any(set(s.dims) == {300, 200} for s in steps([orders(1000).order(e)], ()))
