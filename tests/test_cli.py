@@ -86,6 +86,21 @@ def test_explain_prints_formula_parameters_flops_bytes_and_plan():
     assert "4*m*(k + n) bytes" in symbolic
 
 
+def test_explain_keeps_to_a_limit():
+    sizes, x_bytes = ("--n", 512, "--k", 512, "--m", 256), 256 * 512 * 4
+
+    def kept(*options):
+        return json.loads(run("explain", "boft", *sizes, *options, "--json").output)["kept"]["bytes"]
+
+    assert kept() > 1.5 * x_bytes
+    for most in ("1.5x", int(1.5 * x_bytes)):
+        assert kept("--max-saved", most) <= 1.5 * x_bytes
+    for most, said in ((7, "the least that can be kept"), ("much", "got 'much'")):
+        refused = run("explain", "boft", *sizes, "--max-saved", most)
+        assert refused.exit_code == 1
+        assert said in refused.output
+
+
 def test_verify_a_file(tmp_path):
     file = tmp_path / "scratch.py"
     file.write_text(WRONG)

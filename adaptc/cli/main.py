@@ -153,6 +153,12 @@ def markdown_table(rows: list[dict[str, Any]]) -> str:
 )
 @click.option("--mode", default="train", type=click.Choice(["train", "eval"]))
 @click.option(
+    "--max-saved",
+    callback=lambda ctx, param, value: int(value) if value and value.isdigit() else value,
+    metavar="[BYTES|1.5x]",
+    help="The most that may be kept for backward: bytes at m tokens, or how often the bytes of x.",
+)
+@click.option(
     "--tree", is_flag=True, help="Draw the plan as a tree: one line a step. With --json: `reads` of each step."
 )
 @click.option(

@@ -150,15 +150,17 @@ def explain(
             for c in chosen.choices
         ],
         "forms": _forms(chosen.choices, 70, ("form", "for")),
-        "by tokens": _by_tokens(composed, (tuple(types[a] for a in composed.arguments), tuple(wants)), where.name),
+        "by tokens": _by_tokens(composed, (tuple(types[a] for a in composed.arguments), tuple(wants)), where.name, m),
         "ranked at": ranked,
         "candidates": _rivals(chosen, ranked),
     }  # fmt: skip
     return Report(facts, composed.equations[0])
 
 
-def _by_tokens(composed: Stack, signature: Signature, where: str) -> list[dict[str, Any]]:
+def _by_tokens(composed: Stack, signature: Signature, where: str, m: int | None) -> list[dict[str, Any]]:
     if where != planned_as("cpu") or not (isinstance(composed.n, int) and isinstance(composed.k, int)):
+        return []
+    if isinstance(composed.max_saved, int) and m not in (None, NOMINAL):  # it was asked for m tokens alone
         return []
     return by_tokens(composed, signature, lambda choices: _forms(choices, 40, ("form", "for")))
 
