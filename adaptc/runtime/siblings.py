@@ -19,11 +19,12 @@ from adaptc.equation import GivenSpec
 from adaptc.ir.build import add, contract, put, refold, transpose_last
 from adaptc.ir.dims import TOKENS
 from adaptc.ir.expr import Expr, postorder, substitute
-from adaptc.ir.prims import INDEX, Contract, Draw, Leaf
+from adaptc.ir.prims import INDEX, Contract, Detach, Draw, Leaf
 from adaptc.method import x_leaf
 from adaptc.plan.device import device
 from adaptc.plan.evaluate import evaluate
 from adaptc.plan.plan import CALL_ROLES, TOKEN_ROLES
+from adaptc.plan.search import plan
 from adaptc.runtime.planning import Signature, planned, planned_as, task_of
 from adaptc.runtime.program import Program, backward_slowly, build
 from adaptc.runtime.stack import Stack
@@ -82,13 +83,24 @@ Projections = dict[Expr, tuple[Expr, bool]]
 
 
 def _projected(stack: Stack, signature: Signature, device: str) -> tuple[Expr, Projections]:
-    """y as planned if that has projections, else as it is without a search: applied to x, part by part."""
-    y = planned(stack, signature, device).y
+    """y as planned if that has projections, else as it is without a search: applied to x, part by part. A plan no
+    longer says what derivatives do not reach: such values are leaves while it is made."""
+    constants: dict[Expr, Expr] = {
+        e: _constant(e, j) for j, e in enumerate(postorder(stack.output)) if isinstance(e, Detach)
+    }
+    task = task_of(stack, signature[1], planned_as(device), dtype=signature[0][0])
+    task = replace(task, y=substitute(stack.output, constants))
+    y = plan(task).y
     found = _projections(y, stack)
     if not found:
-        y = evaluate(task_of(stack, signature[1], planned_as(device), dtype=signature[0][0]), {})[0].y
+        y = evaluate(task, {})[0].y
         found = _projections(y, stack)
-    return y, found
+    back = {leaf: e for e, leaf in constants.items()}
+    return substitute(y, back), {substitute(e, back): (substitute(E, back), right) for e, (E, right) in found.items()}
+
+
+def _constant(e: Expr, j: int) -> Leaf:
+    return Leaf(f"detached.{j}", e.dims, "frozen" if _fixed(e) else "given", e.kind)
 
 
 def _projections(y: Expr, stack: Stack) -> Projections:
@@ -137,7 +149,7 @@ class Joint:
         """For each layer its projections (m, r) of x (..., k)."""
         tensors = (tensors[0], *tensors)  # nothing reads W
         if differentiable and self.wanted:
-            found = super(torch.autograd.Function, Together).apply(self, x, *tensors)  # type: ignore[misc]
+            found = super(torch.autograd.Function, Together).apply(self, x, *tensors)  # type: ignore[no-untyped-call]
         else:
             with torch.no_grad():
                 found = torch.split(self.forward(x, tensors)[0], self.widths, 1)
@@ -206,7 +218,7 @@ class Together(torch.autograd.Function):
         program = joint.program
         ctx.joint, ctx.shape, ctx.used = joint, x.shape, False
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*[x][: program.saves_x], *(tensors[j - 1] for j in program.saved), *kept)
+        ctx.save_for_backward(*((x,) if program.saves_x else ()), *(tensors[j - 1] for j in program.saved), *kept)
         return torch.split(products, joint.widths, 1)
 
     @staticmethod
