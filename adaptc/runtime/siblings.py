@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from adaptc.equation import GivenSpec
+from adaptc.errors import PlanError
 from adaptc.ir.build import add, contract, put, refold, transpose_last
 from adaptc.ir.dims import TOKENS
 from adaptc.ir.expr import Expr, postorder, substitute
@@ -23,9 +24,9 @@ from adaptc.ir.prims import INDEX, Contract, Detach, Draw, Leaf
 from adaptc.method import x_leaf
 from adaptc.plan.device import device
 from adaptc.plan.evaluate import evaluate
-from adaptc.plan.plan import CALL_ROLES, TOKEN_ROLES
+from adaptc.plan.plan import CALL_ROLES, NOMINAL, TOKEN_ROLES
 from adaptc.plan.search import plan
-from adaptc.runtime.planning import Signature, planned, planned_as, task_of
+from adaptc.runtime.planning import ITEMS, Signature, planned, planned_as, task_of
 from adaptc.runtime.program import Program, backward_slowly, build
 from adaptc.runtime.stack import Stack
 
@@ -75,7 +76,24 @@ def apart(stack: Stack, signature: Signature, device: str) -> Apart | None:
     read = set(postorder(*weights))
     needs = tuple(j for j, a in enumerate(stack.arguments) if a in read)
     wanted = any(signature[1][j] for j in (0, *needs))
-    return Apart(stack, signature, device, rest, weights, needs, wanted)
+    return _keeping_as_much(Apart(stack, signature, device, rest, weights, needs, wanted))
+
+
+def _keeping_as_much(part: Apart) -> Apart | None:
+    """The same, with nothing kept for backward but the projections and as much as the layer keeps alone, beside x."""
+    dtype = part.signature[0][0]
+    if not any(part.signature[1]):
+        return part
+    item, wide = ITEMS[dtype], 8 if dtype == "float64" else 4
+    before = planned(part.stack, part.signature, part.device)
+    x = int(part.stack.k) if any(e.role == "token" for e in before.read) else 0
+    most = before.saved_bytes(NOMINAL, item, wide) + NOMINAL * item * (sum(part.widths) - x)
+    found = replace(part, rest=replace(part.rest, max_saved=most, x_is_kept=True))
+    try:
+        planned(found.rest, found.whole, found.device)
+    except PlanError:
+        return None
+    return found
 
 
 Projections = dict[Expr, tuple[Expr, bool]]
