@@ -68,7 +68,7 @@ def stepped(model, x, call=None, seed=3):
     """y and all gradients of one step, `None` where there is none."""
     for p in model.parameters():
         p.grad = None
-    ys = (call or model)(x)
+    ys = model(x) if call is None else call(x)
     generator = torch.Generator().manual_seed(seed)
     gys = [torch.randn(y.shape, dtype=torch.float64, generator=generator).to(y.dtype) for y in ys]
     torch.autograd.backward(ys, gys)

@@ -205,9 +205,9 @@ class Siblings:
     def _lead(self, layer: AdaptedLinear, x: Tensor) -> Tensor | None:
         """Compute the projections of all that go with a layer, and its y."""
         members = [m for m in (ref() for ref in self.together.get(layer, ())) if m is not None]
+        self.joined.pop(layer, None)
         if len(members) < 2:
             return None
-        self.joined.pop(layer, None)
         calls = self._calls(members, x)
         together = self._joint(list(calls.values())) if len(calls) > 1 and layer in calls else None
         if together is None:
