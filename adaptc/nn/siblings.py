@@ -51,7 +51,8 @@ class Fed(NamedTuple):
     def of(cls, x: Tensor, gone: Callable[[Any], None] | None = None) -> Fed:
         """As it is now. gone: is called when x is no more."""
         hooks = _saved_hooks(True)
-        around = (x.requires_grad, torch.is_grad_enabled(), torch.is_inference_mode_enabled(), _modes())
+        modes = torch.is_grad_enabled(), torch.is_inference_mode_enabled(), _modes()
+        around = (x.requires_grad, *modes, *(_stream(x.device) if x.is_cuda else ()))
         place = (x.data_ptr(), x.dtype, x.shape, x.stride())
         return cls(weakref.ref(x, gone), place, x._version, around, None if hooks is None else _weak(hooks[0]))
 
@@ -62,6 +63,11 @@ class Fed(NamedTuple):
         if self.hooks is None or now.hooks is None:
             return self.hooks is now.hooks
         return self.hooks() is not None and self.hooks() is now.hooks()
+
+
+def _stream(device: torch.device) -> tuple[int, bool]:
+    """Where work is put, and whether it is only recorded."""
+    return torch.cuda.current_stream(device).cuda_stream, torch.cuda.is_current_stream_capturing()
 
 
 def _weak(hook: Any) -> Callable[[], Any]:
@@ -300,9 +306,9 @@ def fuse_siblings(model: nn.Module, on: bool = True) -> list[tuple[str, ...]]:
 
     The numbers are those of the layers alone, up to rounding; files, state dicts and adapters are not affected. Which
     layers of a group are in fact fed one tensor is seen in the first forward, and `ac.summary` tells. A layer goes
-    alone where its equation has no projection to few columns (or keeps to a `max_saved`, or drops out, or is given
-    tensors by the call), under `torch.compile`, autocast and torch.func, and at so few tokens that it is one native
-    call. Between the calls of two siblings, `p.data.add_(...)` and `x.data.add_(...)` are not seen: `ac.refresh`.
+    alone where its equation has no projection to few columns, keeps to a `max_saved`, is random or is given tensors by
+    the call; under `torch.compile`, autocast and torch.func; and where no gain is predicted, as with few tokens.
+    Between the calls of two siblings, `p.data.add_(...)` and `x.data.add_(...)` are not seen: `ac.refresh`.
     """
     groups: dict[tuple[str, int], dict[str, AdaptedLinear]] = {}
     for name, layer in adapted_layers(model):

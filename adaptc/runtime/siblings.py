@@ -31,7 +31,7 @@ from adaptc.runtime.program import Program, backward_slowly, build
 from adaptc.runtime.stack import Stack
 
 NARROW = 4  # a projection has at most a quarter of the columns of x
-PRICE = 4e-5  # seconds that a layer takes on a CPU to go with others, beside its products
+PRICE = 4e-5  # seconds that a layer takes to go with others, beside its products; a GPU works meanwhile
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,6 +137,8 @@ def _of_x(e: Contract, x: Leaf) -> tuple[Expr, bool] | None:
     E, row, column, letters = e.operands[1 - j], inputs[j][0], inputs[j][1], inputs[1 - j]
     across = letters.replace(column, "")
     if len(letters) != 2 or len(across) != 1 or row in letters or set(out) != {row, across} or not _fixed(E):
+        return None
+    if not any(isinstance(t, Leaf) for t in postorder(E)):
         return None
     E = E if letters[1] == column else transpose_last(E)
     return (E, out[0] == row) if NARROW * int(E.dims[0]) <= int(x.dims[1]) else None
