@@ -33,7 +33,6 @@ from adaptc.runtime.program import Program, build, kind_of
 from adaptc.runtime.siblings import Apart, Joint, apart, joint
 
 _saved_hooks: Callable[[bool], Any] = torch._C._autograd._top_saved_tensors_default_hooks
-_in_backward: Callable[[], int] = torch._C._current_graph_task_id
 _modes, _tracing = torch._C._len_torch_dispatch_stack, torch._C._get_tracing_state
 _transforms, _autocasts = torch._C._are_functorch_transforms_active, torch._C._is_any_autocast_enabled
 
@@ -171,10 +170,8 @@ class Siblings:
         if not usual(x):
             return None
         now, entry = Fed.of(x), self.entry
-        repeated = _in_backward() != -1
         share = entry.shares.pop(layer, None) if entry is not None and entry.fed.same(x, now) else None
-        if not repeated:
-            self._see(layer, x, now)
+        self._see(layer, x, now)
         if share is None:
             return self._lead(layer, x)
         if entry is self.entry and entry is not None and not entry.shares:
