@@ -67,6 +67,7 @@ from adaptc.nn.files import load, save
 from adaptc.nn.inject import adapter_parameters, inject
 from adaptc.nn.linear import AdaptedLinear
 from adaptc.nn.merging import merge, unload, unmerge
+from adaptc.nn.siblings import fuse_siblings
 from adaptc.nn.state import disabled, giving, penalties, refresh, reset, set_active
 from adaptc.nn.summary import Summary, summary
 from adaptc.verify import Verdict, verify
@@ -96,6 +97,7 @@ __all__ = [
     "factor_pair",
     "from_sympy",
     "frozen",
+    "fuse_siblings",
     "gelu",
     "given",
     "giving",

@@ -14,7 +14,7 @@ from typing import Any
 
 import sympy
 
-from adaptc.codegen.gather import flat_index, prefix, slices
+from adaptc.codegen.gather import flat_index, prefix, slices, stacked
 from adaptc.codegen.native import Kernels, block_step, draws_natively
 from adaptc.codegen.product import groups, matmul, matrix_operands, product
 from adaptc.codegen.scalar import torch_text
@@ -220,7 +220,11 @@ class _Writer:
 
     def add(self, e: Add) -> None:
         """Sum the terms: bias and first product in one addmm, then everything onto the sum, in place."""
-        dtype = self.types[e]
+        dtype, found = self.types[e], stacked(e.terms)
+        if found is not None:
+            names = ", ".join(self.cast(t, dtype) for t in found[1])
+            self.let(e, f"torch.cat(({names}), {found[0]})", fresh=True)
+            return
         parts = [self._scaled(t) for t in e.terms]
         products = [(c, t) for c, t in parts if t in self.deferred]
         others = [(c, t) for c, t in parts if t not in self.deferred]

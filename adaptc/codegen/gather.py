@@ -9,7 +9,7 @@ import sympy
 from adaptc.errors import UnsupportedError
 from adaptc.ir.dims import Dim, Shape
 from adaptc.ir.expr import Expr
-from adaptc.ir.prims import INDEX, At, Index
+from adaptc.ir.prims import INDEX, At, Index, Put
 
 Dimension = Callable[[Dim], str]
 
@@ -43,6 +43,21 @@ def slices(index: Sequence[Index], result: Shape) -> str | None:
             return None
         axis += 1
     return f"[{', '.join(parts)}]" if axis == len(result) else None
+
+
+def stacked(terms: Sequence[Expr]) -> tuple[int, list[Expr]] | None:
+    """The axis and the order in which the terms of a sum, each put into its own part of zeros, fill the whole."""
+    puts = [t for t in terms if isinstance(t, Put) and slices(t.index, t.x.dims) and t.x.ndim == t.ndim]
+    axes = {j for t in puts for j, entry in enumerate(t.index) if entry != INDEX[j] or t.x.dims[j] != t.dims[j]}
+    if len(puts) < max(len(terms), 2) or len(axes) != 1:
+        return None
+    (axis,) = axes
+    starts = {t.index[axis] - INDEX[axis]: t.x for t in puts}
+    at, order = sympy.Integer(0), []
+    while at in starts:
+        order.append(starts.pop(at))
+        at += order[-1].dims[axis]
+    return (axis, order) if len(order) == len(puts) and at == terms[0].dims[axis] else None
 
 
 def prefix(index: Sequence[Index], source: Shape, result: Shape) -> int:

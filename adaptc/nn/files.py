@@ -27,9 +27,9 @@ from adaptc.ir.printer import listing
 from adaptc.method import METHODS, Adapter
 from adaptc.nn.base import operand, require_linear, sizes
 from adaptc.nn.description import FORMAT, AdapterEntry, Description, LayerEntry, parse
-from adaptc.nn.inject import Additions, adapted_layers, commit
+from adaptc.nn.inject import Additions, commit
 from adaptc.nn.leaves import Leaves
-from adaptc.nn.linear import AdaptedLinear
+from adaptc.nn.linear import AdaptedLinear, adapted_layers
 from adaptc.runtime.attach import all_leaves, default_dtype, draw, leaf_dtype
 from adaptc.runtime.stack import stack
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -23,9 +23,10 @@ from adaptc.nn.base import (
     require_name,
     sizes,
 )
-from adaptc.nn.leaves import Leaves, Moved
-from adaptc.nn.linear import AdaptedLinear, shared_once
+from adaptc.nn.leaves import Leaves, Moved, shared_once
+from adaptc.nn.linear import AdaptedLinear, adapted_layers
 from adaptc.nn.saved import require_saved
+from adaptc.nn.siblings import fuse_siblings as fuse
 from adaptc.runtime.attach import Wholes, attach
 from adaptc.runtime.stack import stack
 
@@ -33,11 +34,6 @@ Targets = str | Sequence[str]
 ALL_LINEAR = "all-linear"
 Additions = dict[str, tuple[nn.Module, list[tuple[str, Leaves, float]]]]
 """By path: a module, and the adapters that it gets: name, leaves, dropout."""
-
-
-def adapted_layers(model: nn.Module) -> Iterator[tuple[str, AdaptedLinear]]:
-    """Every adapted layer with its name."""
-    return ((name, m) for name, m in model.named_modules() if isinstance(m, AdaptedLinear))
 
 
 def _matches(name: str, targets: Targets) -> bool:
@@ -84,12 +80,14 @@ def inject(
     exclude_modules: Targets | None = None,
     dropout: float = 0.0,
     max_saved: str | int | None = None,
+    fuse_siblings: bool = False,
 ) -> nn.Module:
     """Put an adapter on every matched linear layer, freeze the rest, return the model.
 
     target_modules: suffixes of module names, a regular expression for the whole name, or "all-linear".
     dropout: of the adapters' x while training. A layer that has adapters gets this one after them. max_saved: the most
-    that a layer may keep for backward, in bytes at 1,024 tokens or as "1.5x" of the bytes of x.
+    that a layer may keep for backward, in bytes at 1,024 tokens or as "1.5x" of the bytes of x. fuse_siblings: as
+    `ac.fuse_siblings` on the model then; False leaves that as it is.
     Raises: InjectError when nothing matches or a match is no linear layer; PlanError, naming the least, when a layer
     must keep more; the equation's own errors. On any error the model is bit for bit what it was.
     """
@@ -112,6 +110,8 @@ def inject(
         raise
     additions: Additions = {path: (module, [(name, leaves[id(module)], rate)]) for path, module in found.items()}
     commit(model, additions, max_saved=max_saved)
+    if fuse_siblings:
+        fuse(model)
     return model
 
 

@@ -221,3 +221,12 @@ class Originals(nn.Module):
     def nbytes(self) -> int:
         """Bytes held."""
         return sum(b.nbytes for b in self.buffers())
+
+
+def shared_once(equation: Equation, values: dict[str, Tensor], wholes: Wholes) -> dict[str, Tensor]:
+    """The same values, with one parameter for a trained leaf that layers share."""
+    for spec in equation.leaves:
+        if spec.shared and spec.trainable:
+            made = wholes.parameters.setdefault(spec.shared, nn.Parameter(values[spec.name].detach()))
+            values[spec.name] = made
+    return values

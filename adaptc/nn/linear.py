@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import functools
 from bisect import bisect_left
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adaptc.env import options
-from adaptc.equation import Equation, Layer
+from adaptc.equation import Layer
 from adaptc.errors import InjectError, MergeError, UnsupportedError
 from adaptc.method import Adapter, Method
 from adaptc.nn.base import STATISTICS, as_adapter, is_transposed, require_dropout, require_linear, require_name
 from adaptc.nn.call import Ask, Mode, by_definition, fresh_seed, given_tensors, penalty_of, refuse, repeated
 from adaptc.nn.hoisted import PLAIN, Held
-from adaptc.nn.leaves import Leaves, Originals
+from adaptc.nn.leaves import Leaves, Originals, shared_once
 from adaptc.nn.saved import require_saved
 from adaptc.plan.plan import NOMINAL, Plan
 from adaptc.plan.plan import max_saved as limit
@@ -28,6 +28,9 @@ from adaptc.runtime.planning import FEW, bounds
 from adaptc.runtime.program import Program, build, disturbed, kind_of, plan_at, run, weight_program
 from adaptc.runtime.stack import Part, Stack, needs, stack
 from adaptc.runtime.transformed import Transformed
+
+if TYPE_CHECKING:
+    from adaptc.nn.siblings import Siblings
 
 HOOKS = tuple(
     f"_{kind}"
@@ -64,6 +67,7 @@ class AdaptedLinear(nn.Module):
     weight: Tensor
     bias: Tensor | None
     max_saved: str | int | None
+    siblings: Siblings | None = None  # the layers that may be fed the same x
 
     def __init__(
         self,
@@ -211,11 +215,13 @@ class AdaptedLinear(nn.Module):
     def forward(self, input: Tensor, **given: Any) -> Tensor:  # noqa: A002 - nn.Linear's name
         """y (..., n) for input x (..., k). given: what an equation asks for with `given(..., at="call")`."""
         x = input
-        if not (torch.compiler.is_compiling() or given or self.disabled or disturbed() or route != "plain"):
+        alone = given or torch.compiler.is_compiling()
+        y: Tensor | None = None if alone or self.siblings is None else self.siblings(self, x)
+        if y is None and not (alone or self.disabled or disturbed() or route != "plain"):
             again = self._again.get((self.training, torch.is_grad_enabled()))
-            y: Tensor | None = again(x) if again is not None else None
-            if y is not None:
-                return y
+            y = again(x) if again is not None else None
+        if y is not None:
+            return y
         if self.disabled or not self._active or self.merged:
             return self._unadapted(x)
         if not isinstance(x, Tensor) or not x.is_floating_point() or not x.ndim or x.shape[-1] != self._width:
@@ -489,10 +495,6 @@ class AdaptedLinear(nn.Module):
         self.active = self._active
 
 
-def shared_once(equation: Equation, values: dict[str, Tensor], wholes: Wholes) -> dict[str, Tensor]:
-    """The same values, with one parameter for a trained leaf that layers share."""
-    for spec in equation.leaves:
-        if spec.shared and spec.trainable:
-            made = wholes.parameters.setdefault(spec.shared, nn.Parameter(values[spec.name].detach()))
-            values[spec.name] = made
-    return values
+def adapted_layers(model: nn.Module) -> Iterator[tuple[str, AdaptedLinear]]:
+    """Every adapted layer with its name."""
+    return ((name, m) for name, m in model.named_modules() if isinstance(m, AdaptedLinear))

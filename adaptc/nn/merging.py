@@ -7,8 +7,7 @@ from torch import nn
 from adaptc.errors import MergeError
 from adaptc.ir.prims import Leaf
 from adaptc.nn.base import allow_reading
-from adaptc.nn.inject import adapted_layers
-from adaptc.nn.linear import AdaptedLinear
+from adaptc.nn.linear import AdaptedLinear, adapted_layers
 
 
 def merge(model: nn.Module, reversible: bool = True, untie: bool = False) -> None:

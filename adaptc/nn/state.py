@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from adaptc.errors import LeafError, MergeError
-from adaptc.nn.inject import adapted_layers
-from adaptc.nn.linear import shared_once
+from adaptc.nn.leaves import shared_once
+from adaptc.nn.linear import adapted_layers
 from adaptc.runtime.attach import Wholes
 from adaptc.runtime.stack import stack
 
@@ -84,11 +84,14 @@ def refresh(model: nn.Module) -> None:
     """Drop what layers made from their parameters and hold between calls, after edits that torch does not count.
 
     These are `p.data.add_(...)` and other writes past a parameter into its memory, from NumPy or a kernel that takes
-    addresses. Only calls without gradients use what is held. An edit of the parameter itself, a step of a
-    `torch.optim` optimizer, `p.data = t`, `ac.load`, `load_state_dict` and `to` are seen.
+    addresses. Only calls without gradients use what is held, and siblings (`ac.fuse_siblings`) between their calls. An
+    edit of the parameter itself, a step of a `torch.optim` optimizer, `p.data = t`, `ac.load`, `load_state_dict` and
+    `to` are seen.
     """
     for _, layer in adapted_layers(model):
         layer.active = layer.active
+        if layer.siblings is not None:
+            layer.siblings.drop()
 
 
 def penalties(model: nn.Module) -> Tensor:

@@ -34,13 +34,14 @@ def number(d: Dim, at: At) -> int:
 class Limit:
     """The most that may be kept for backward. amount: times the bytes of x if a float, else bytes at `rows` tokens.
 
-    item: bytes of an entry of x; wide: of a value of parameters alone.
+    item: bytes of an entry of x; wide: of a value of parameters alone. x_is_kept: by others, so that it does not count.
     """
 
     amount: float | int
     item: int
     wide: int
     rows: int
+    x_is_kept: bool = False
 
 
 def max_saved(text: str | int | None) -> float | int | None:
@@ -138,9 +139,11 @@ class Plan:
         limit = self.task.limit
         if limit is None:
             return 0
+        there = self.x_bytes if limit.x_is_kept and any(e.role == "token" for e in self.read) else 0
         if isinstance(limit.amount, int):
-            return max(0, self.saved_bytes(limit.rows, limit.item, limit.wide) - limit.amount)
-        return max(0, math.ceil(self.saved_bytes(1, limit.item, limit.wide) - limit.amount * self.x_bytes))
+            saved = self.saved_bytes(limit.rows, limit.item, limit.wide) - there * limit.rows
+            return max(0, saved - limit.amount)
+        return max(0, math.ceil(self.saved_bytes(1, limit.item, limit.wide) - there - limit.amount * self.x_bytes))
 
     @property
     def x_bytes(self) -> int:

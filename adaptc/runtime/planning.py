@@ -42,7 +42,7 @@ def task_of(
     wrt = tuple(leaf for leaf, want in zip(stack.arguments, wants, strict=True) if want)
     limit = None
     if stack.max_saved is not None and wrt:
-        limit = Limit(stack.max_saved, ITEMS[dtype], 8 if dtype == "float64" else 4, rows)
+        limit = Limit(stack.max_saved, ITEMS[dtype], 8 if dtype == "float64" else 4, rows, stack.x_is_kept)
     return Task(stack.output, stack.gy, wrt, device, at, limit=limit)
 
 

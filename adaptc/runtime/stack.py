@@ -33,7 +33,8 @@ class Stack:
     leaves: per adapter, its leaves as the composed expressions name them, in the order they are held. given: what a
     call is given. weight, bias: the adapted ones, without noise and dropout; None in output form. output: y' over x,
     W, bias, the leaves, what is given and the seed. penalty: the sum of the penalties, None where there are none.
-    max_saved: the most that may be kept for backward, bytes or (a float) times x.
+    max_saved: the most that may be kept for backward, bytes or (a float) times x. x_is_kept: by others, and then not
+    counted.
     """
 
     n: Dim
@@ -47,6 +48,7 @@ class Stack:
     output: Expr
     penalty: Expr | None = None
     max_saved: float | int | None = None
+    x_is_kept: bool = False
 
     @functools.cached_property
     def arguments(self) -> tuple[Leaf, ...]:
