@@ -167,7 +167,7 @@ class Siblings:
 
     def __call__(self, layer: AdaptedLinear, x: Tensor) -> Tensor | None:
         """y; None where the layer is to go the ordinary way."""
-        if not usual(x):
+        if not usual(x) or rows_of(layer, x) == FEW:
             return None
         now, entry = Fed.of(x), self.entry
         share = entry.shares.pop(layer, None) if entry is not None and entry.fed.same(x, now) else None
@@ -254,7 +254,7 @@ class Siblings:
         mode = layer._modes[layer.training]
         if not ready(layer) or x.shape[-1] != layer._width or mode.asks or mode.seeded:
             return None
-        tensors, rows = layer.tensors(), layer._rows[bisect_left(layer._bounds, x.numel())]
+        tensors, rows = layer.tensors(), rows_of(layer, x)
         if rows == FEW or not all(trackable(t) and t.device == x.device for t in tensors):
             return None
         grad, kind, flags = torch.is_grad_enabled(), kind_of(x), _flags(tensors)
@@ -285,6 +285,11 @@ def usual(x: Any) -> bool:
     if _transforms() or _autocasts() or _tracing() is not None or forward_ad._current_level >= 0:
         return False
     return x.ndim > 0 and x.is_floating_point() and options().backend != "reference"
+
+
+def rows_of(layer: AdaptedLinear, x: Tensor) -> int:
+    """The bucket of a call. One of few tokens is a native call, which goes alone."""
+    return layer._rows[bisect_left(layer._bounds, x.numel())]
 
 
 def ready(layer: AdaptedLinear) -> bool:
