@@ -64,6 +64,7 @@ def _factor(c: Any) -> str:
     return str(int(c)) if float(c).is_integer() else f"{c:.6g}"
 
 
+@functools.lru_cache(maxsize=8192)
 def _text(e: Expr) -> tuple[str, int]:  # noqa: C901 - one case per node, a table in the form of a match
     match e:
         case Leaf():
