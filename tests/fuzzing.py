@@ -24,9 +24,9 @@ from adaptc.ir.prims import Primitive
 from adaptc.ir.printer import formula
 from adaptc.ir.rules import Rule, forms, simplify
 from adaptc.method import W_leaf, bias_leaf, x_leaf, y_leaf
-from adaptc.plan.evaluate import Key, evaluate
-from adaptc.plan.plan import Choice, Plan, Task
-from adaptc.plan.search import candidates, plan
+from adaptc.plan.evaluate import evaluate
+from adaptc.plan.plan import Plan
+from adaptc.plan.search import candidates, drawn, plan
 from adaptc.runtime.attach import Wholes, attach
 from adaptc.runtime.planning import bucket, task_of
 from adaptc.runtime.program import Program, assemble, build
@@ -122,16 +122,7 @@ class Case:
         met = evaluate(task, {})[1]
         few = prod(len(c.options) for c in met.values()) <= 4 * most  # or one site's choice may rid us of others
         every = list(islice(candidates(task), most + 1)) if few else []
-        yield from every if 0 < len(every) <= most else self._drawn(task, met, most)
-
-    def _drawn(self, task: Task, met: dict[Key, Choice], count: int) -> Iterator[Plan]:
-        """Plans with options drawn at part of the sites that those before met."""
-        rng, known = Random(self.seed), dict(met)
-        for _ in range(count):
-            part = rng.random()
-            found, now = evaluate(task, {s: rng.choice(c.options) for s, c in known.items() if rng.random() < part})
-            known.update(now)
-            yield found
+        yield from every if 0 < len(every) <= most else islice(drawn(task, Random(self.seed)), most)
 
     def programs(self, most: int) -> Iterator[Program]:
         """What a layer runs for these few rows, and each of the plans that is another program."""

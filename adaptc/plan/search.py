@@ -12,6 +12,7 @@ import itertools
 import math
 from collections import deque
 from collections.abc import Callable, Iterator
+from random import Random
 
 from adaptc.errors import PlanError
 from adaptc.plan.device import device
@@ -128,6 +129,16 @@ def candidates(task: Task) -> Iterator[Plan]:
         for found, met in _walk(task, formed, stage):
             if any(_moved(k, c.chosen, met) for k, c in met.items() if k.of in stage):
                 yield found
+
+
+def drawn(task: Task, rng: Random) -> Iterator[Plan]:
+    """Plans without end, options drawn at part of the sites that those before met; the first is that of no choices."""
+    known: dict[Key, Choice] = {}
+    while True:
+        part = rng.random()
+        found, met = evaluate(task, {k: rng.choice(c.options) for k, c in known.items() if rng.random() < part})
+        known.update(met)
+        yield found
 
 
 def _moved(key: Key, option: str, met: dict[Key, Choice]) -> bool:
