@@ -6,6 +6,7 @@ an index summed over one operand alone is reduced first.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from math import prod
 from string import ascii_letters
@@ -187,6 +188,7 @@ def put(x: Expr, index: Sequence[Index], shape: Shape) -> Expr:
     return scale(c, Put(rest, tuple(index), shape))
 
 
+@functools.lru_cache(maxsize=8192)
 def contract(spec: str, *operands: Expr) -> Expr:
     """The einsum `spec` of the operands, made canonical. Raises ShapeError naming both sizes of an index."""
     inputs, out = parse(spec, len(operands))

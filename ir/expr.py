@@ -7,6 +7,7 @@ a digest that is the same in every process, pickling and rebuilding from that.
 from __future__ import annotations
 
 import hashlib
+import operator
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -61,8 +62,11 @@ class Expr:
 
     def rebuild(self, change: Callable[[Expr], Expr]) -> Expr:
         """The same node over changed children."""
-        values = tuple(_replace(v, change) for v in self.fields)
-        return self if values == self.fields else type(self)(*values)
+        new = list(map(change, self.children))
+        if all(map(operator.is_, new, self.children)):
+            return self
+        rest = iter(new)
+        return type(self)(*(_replace(v, rest) for v in self.fields))
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(f"{type(self).__name__} is frozen")
@@ -162,11 +166,12 @@ def _nodes(values: Iterable[Any]) -> Iterator[Expr]:
             yield from _nodes(v)
 
 
-def _replace(value: Any, change: Callable[[Expr], Expr]) -> Any:
+def _replace(value: Any, nodes: Iterator[Expr]) -> Any:
+    """A field with the next nodes in place of its own."""
     if isinstance(value, Expr):
-        return change(value)
+        return next(nodes)
     if isinstance(value, tuple):
-        new = tuple(_replace(v, change) for v in value)
+        new = tuple(_replace(v, nodes) for v in value)
         return type(value)(*new) if hasattr(value, "_fields") else new
     return value
 
@@ -187,14 +192,14 @@ def _stable(value: Any) -> str:
 def postorder(*roots: Expr) -> list[Expr]:
     """Every node once, children before parents, in the order they are written."""
     seen: dict[Expr, None] = {}
-    stack: list[tuple[Expr, bool]] = [(r, False) for r in reversed(roots)]
+    stack = [*reversed(roots)]
     while stack:
-        node, done = stack.pop()
-        if done:
-            seen[node] = None
-        elif node not in seen:
-            stack.append((node, True))
-            stack.extend((c, False) for c in reversed(node.children) if c not in seen)
+        node = stack[-1]
+        todo = () if node in seen else [c for c in node.children if c not in seen]
+        if todo:
+            stack.extend(reversed(todo))
+        else:
+            seen[stack.pop()] = None
     return list(seen)
 
 

@@ -7,6 +7,7 @@ No rule names a method.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -45,6 +46,7 @@ class Rule:
         if self.name in Rule.registry:
             raise InternalError(f"two rules named {self.name}")
         Rule.registry[self.name] = self
+        forms.cache_clear()
 
 
 def rule(text: str, example: Callable[[], Expr], form: bool = False) -> Callable[[Callable[[Expr], Expr | None]], Rule]:
@@ -71,6 +73,7 @@ def simplify(root: Expr) -> Expr:
     return rewrite(root, change)
 
 
+@functools.lru_cache(maxsize=8192)
 def forms(node: Expr) -> dict[str, Expr]:
     """The equivalent forms of one node, by rule name."""
     found = {r.name: r.rewrite(node) for r in Rule.registry.values() if r.form}

@@ -21,7 +21,19 @@ from adaptc.ir.vjp import vjp
 from adaptc.plan.device import Device, device
 from adaptc.plan.hoist import hoisted, rent
 from adaptc.plan.order import ITEM, Name, Orders, spell
-from adaptc.plan.plan import Choice, Kept, Plan, Task, depends_on_tokens, is_view, reach, steps
+from adaptc.plan.plan import (
+    CALL_ROLES,
+    At,
+    Choice,
+    Kept,
+    Plan,
+    Task,
+    depends_on_tokens,
+    is_view,
+    number,
+    reach,
+    steps,
+)
 from adaptc.plan.sampled import fused
 
 FORWARD, INPUT, PARAMETERS = "forward", "the gradient of x", "the gradients of parameters"
@@ -144,14 +156,14 @@ def _first(trial: _Trial, orders: Orders, gradients: Sequence[Expr]) -> None:
             orders.order(shared)
 
 
-def _over_tokens(e: Contract) -> set[Name]:
+def _over_tokens(e: Contract) -> list[Name]:
     """The parts of a contraction that join two token matrices and sum over tokens, by their canonical names."""
     (inputs, out) = e.terms
     pairs = sorted(zip(inputs, e.operands, strict=True), key=lambda t: (t[1].digest, t[0]))
     rows = [j for j, (_, op) in enumerate(pairs) if isinstance(op, Leaf) and depends_on_tokens(op)]
     if len(rows) != 2 or len(pairs) > FLAT:
-        return set()
-    found = set()
+        return []
+    found: dict[Name, None] = {}
     others = [j for j in range(len(pairs)) if j not in rows]
     for count in range(len(others)):
         for more in combinations(others, count):
@@ -160,8 +172,8 @@ def _over_tokens(e: Contract) -> set[Name]:
             letters = dict.fromkeys("".join(t for t, _ in part))
             kept = "".join(c for c in letters if c in out or c in rest)
             if pairs[rows[0]][0][0] not in kept:
-                found.add((spell([t for t, _ in part], kept), tuple(op for _, op in part)))
-    return found
+                found[spell([t for t, _ in part], kept), tuple(op for _, op in part)] = None
+    return list(found)
 
 
 def _seconds(task: Task, where: Device, nodes: list[Expr]) -> float:
@@ -174,7 +186,7 @@ def step_seconds(task: Task, where: Device, nodes: list[Expr]) -> dict[Expr, flo
     read, unmade = fused(nodes, ())
     for e in nodes:
         if not is_view(e) and e not in unmade:
-            c = _cost(e, task)
+            c = _cost(e, task.at)
             moved = c.entries
             if e in read:
                 moved = TURNED * sum(entries(t.dims, task.size) for t in (read[e].a, read[e].b))
@@ -184,8 +196,8 @@ def step_seconds(task: Task, where: Device, nodes: list[Expr]) -> dict[Expr, flo
 
 
 @functools.lru_cache(maxsize=65536)
-def _cost(e: Expr, task: Task) -> Cost:
-    return cost(e, task.size)
+def _cost(e: Expr, at: At) -> Cost:
+    return cost(e, lambda d: number(d, at))
 
 
 def _keep(trial: _Trial, y: Expr, gradients: Sequence[Expr], again: Sequence[Expr] = ()) -> tuple[Kept, ...]:
@@ -209,24 +221,52 @@ def _keep(trial: _Trial, y: Expr, gradients: Sequence[Expr], again: Sequence[Exp
     x_entries = task.size(y.dims[0]) * inner
     kept: list[Kept] = []
     halt: list[Expr] = []
+    little: list[Expr] = []
+    most = _flops_at_most(order, task)
     for e in shared:  # operands first
         size = entries(e.dims, task.size)
         if size == 0 or e in again:
             continue
-        per_entry = sum(_cost(s, task).flops for s in steps([e], halt)) / size
+        below = most[e] < threshold * size  # then so is the sum without repeats
+        per_entry = (most[e] if below else sum(_cost(s, task.at).flops for s in steps([e], halt))) / size
         reason = f"{per_entry:.0f} flops an entry to compute again"
         if per_entry < threshold:
-            if not by_token[e] or size > LITTLE * x_entries or not _kept(trial, e, AGAIN):
+            if not by_token[e] or size > LITTLE * x_entries:
+                continue
+            little.append(e)
+            if trial.chosen.get(Key("kept", e.digest)) != KEEP:
                 continue
             reason = "smaller than what it is made of"
         elif not by_token[e] and size > SMALL * y_entries:
             continue
         halt.append(e)
         kept.append(Kept(e, reason))
+    _offer(trial, little, gradients, halt)
     used = set(reach(gradients, halt))
     found = [k for k in kept if k.node in used]
     asked = task.limit is not None  # without a limit, values of parameters alone are too small to be asked for
     return tuple(k for k in found if not (asked or by_token[k.node]) or _kept(trial, k.node, KEEP))
+
+
+def _flops_at_most(order: Sequence[Expr], task: Task) -> dict[Expr, float]:
+    """Flops to compute each value from the leaves, what is shared below counted again and again."""
+    most: dict[Expr, float] = {}
+    for e in order:
+        most[e] = _cost(e, task.at).flops + sum(most[c] for c in e.children)
+    return most
+
+
+def _offer(trial: _Trial, little: Sequence[Expr], gradients: Sequence[Expr], halt: Sequence[Expr]) -> None:
+    """Small values may be kept where all of them together would spare something larger."""
+
+    def read(stop: Sequence[Expr]) -> set[Expr]:
+        nodes = reach(gradients, stop)
+        return {e for e in nodes if e in halt or (isinstance(e, Leaf) and e.role in CALL_ROLES)}
+
+    spares = little and read(halt) != read([*halt, *little])
+    for e in little:
+        if spares or e in halt:
+            _kept(trial, e, AGAIN)
 
 
 def _kept(trial: _Trial, e: Expr, default: str) -> bool:

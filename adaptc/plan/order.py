@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from itertools import combinations
 from string import ascii_letters
 
@@ -45,7 +44,10 @@ class Orders:
     def forget(self, values: Sequence[Expr]) -> None:
         """Values that are not to be had for nothing, and what was made of them."""
         lost = set(values)
-        self.known = {name: tree for name, tree in self.known.items() if lost.isdisjoint(postorder(tree))}
+        for e in postorder(*self.known.values()):
+            if not lost.isdisjoint(e.children):
+                lost.add(e)
+        self.known = {name: tree for name, tree in self.known.items() if tree not in lost}
 
     def order(self, root: Expr) -> Expr:
         """Every contraction below root as products of two."""
@@ -84,9 +86,12 @@ class _Search:
             pairs = self._greedy(pairs)
         self.letters = [t for t, _ in pairs]
         self.operands = [op for _, op in pairs]
+        self.full = (1 << len(self.operands)) - 1
         self.sizes = {c: orders.size(d) for t, op in pairs for c, d in zip(t, op.dims, strict=True)}
-        self._bits = {c: j for j, c in enumerate(self.sizes)}
-        self._sets: dict[str, int] = {}
+        self._bits = {c: 1 << j for j, c in enumerate(self.sizes)}
+        self._each = [sum(self._bits[c] for c in set(t)) for t in self.letters]
+        self._out = sum(self._bits[c] for c in self.out)
+        self._results: dict[int, int] = {}
         self._counts: dict[int, int] = {}
         self.tokens = {c for t, op in pairs for c, d in zip(t, op.dims, strict=True) if d == TOKENS}
         self.trees: dict[int, Expr] = {1 << j: op for j, op in enumerate(self.operands)}
@@ -95,76 +100,71 @@ class _Search:
 
     def _reuse(self) -> None:
         """What this contraction cost before, with the same subsets known: searches repeat between assignments."""
-        known = {}
-        for mask in range(3, self.full + 1):
-            tree = self.known(mask) if mask & (mask - 1) else None
-            if tree is not None:
-                known[mask] = tree
+        known: dict[int, Expr] = {}
+        picked: list[tuple[Expr, ...]] = [()]
+        for mask in range(1, self.full + 1):
+            last = mask.bit_length() - 1
+            picked.append((*picked[mask ^ (1 << last)], self.operands[last]))
+            if mask & (mask - 1) and picked[mask] in self.orders.sets:
+                tree = self.orders.known.get(self.canonical(mask))
+                if tree is not None:
+                    known[mask] = tree
         key = (tuple(self.letters), tuple(self.operands), self.out, tuple(self.sizes.items()), self.orders.device.name)
         self.cost, self.parts = _searched((key, tuple(known.items())))
         self.cost.update({1 << j: 0.0 for j in range(len(self.operands))})
-
-    @cached_property
-    def full(self) -> int:
-        """The mask of all operands."""
-        return (1 << len(self.operands)) - 1
+        self.cost.update(dict.fromkeys(known, 0.0))
+        self.trees.update(known)
 
     def kept(self, mask: int) -> str:
         """Letters of a subset's result: those met again outside; tokens first, then as they appear."""
-        inside = dict.fromkeys(c for j, t in enumerate(self.letters) if mask >> j & 1 for c in t)
-        outside = set(self.out).union(*(t for j, t in enumerate(self.letters) if not mask >> j & 1))
-        letters = [c for c in inside if c in outside]
-        return "".join(sorted(letters, key=lambda c: c not in self.tokens))
+        if mask not in self.outs:
+            result = self.result(mask)
+            inside = dict.fromkeys(c for j, t in enumerate(self.letters) if mask >> j & 1 for c in t)
+            letters = [c for c in inside if self._bits[c] & result]
+            self.outs[mask] = "".join(sorted(letters, key=lambda c: c not in self.tokens))
+        return self.outs[mask]
 
-    def canonical(self, mask: int, out: str) -> Name:
+    def result(self, mask: int) -> int:
+        """The letters of a subset's result, as bits."""
+        if mask not in self._results:
+            inside, outside = 0, self._out
+            for j, letters in enumerate(self._each):
+                if mask >> j & 1:
+                    inside |= letters
+                else:
+                    outside |= letters
+            self._results[mask] = inside & outside
+        return self._results[mask]
+
+    def canonical(self, mask: int) -> Name:
         """The subset as one contraction, letters in order of appearance: its name in `known`."""
         picked = [j for j in range(len(self.operands)) if mask >> j & 1]
-        return spell([self.letters[j] for j in picked], out), tuple(self.operands[j] for j in picked)
-
-    def known(self, mask: int) -> Expr | None:
-        """The value of a subset, if another contraction of the task has it."""
-        picked = tuple(op for j, op in enumerate(self.operands) if mask >> j & 1)
-        if picked not in self.orders.sets:
-            return None
-        return self.orders.known.get(self.canonical(mask, self.kept(mask)))
+        return spell([self.letters[j] for j in picked], self.kept(mask)), tuple(self.operands[j] for j in picked)
 
     def solve(self, mask: int) -> float:
         """The seconds of the cheapest way to a subset."""
-        if mask not in self.outs:
-            self.outs[mask] = self.kept(mask)
-            tree = self.known(mask)
-            if tree is not None:
-                self.trees[mask], self.cost[mask] = tree, 0.0
         if mask not in self.cost:
-            self.cost[mask], *split = min(self.splits(mask, self.outs[mask]))
+            self.cost[mask], *split = min(self.splits(mask, self.result(mask)))
             self.parts[mask] = (split[0], split[1])
         return self.cost[mask]
 
     def tree(self, mask: int) -> Expr:
         """The value of a subset as products of two; what it computes on the way is known from now on."""
         if mask not in self.trees:
-            tree = self.join(*self.parts[mask], self.outs[mask])
-            self.trees[mask] = self.orders.remember(self.canonical(mask, self.outs[mask]), tree)
+            tree = self.join(*self.parts[mask], self.kept(mask))
+            self.trees[mask] = self.orders.remember(self.canonical(mask), tree)
         return self.trees[mask]
 
-    def splits(self, mask: int, out: str) -> list[tuple[float, int, int]]:
+    def splits(self, mask: int, result: int) -> list[tuple[float, int, int]]:
         """Every way to make a subset of two."""
-        found, result = [], self.letter_set(out)
+        found = []
         part = (mask - 1) & mask
-        while part:
+        while 2 * part > mask:
             other = mask ^ part
-            if part > other:
-                before = self.solve(part) + self.solve(other)
-                left, right = self.letter_set(self.outs[part]), self.letter_set(self.outs[other])
-                found.append((before + self.seconds(left, right, result), part, other))
+            before = self.solve(part) + self.solve(other)
+            found.append((before + self.seconds(self.result(part), self.result(other), result), part, other))
             part = (part - 1) & mask
         return found
-
-    def letter_set(self, letters: str) -> int:
-        """Letters as a bit mask."""
-        if letters not in self._sets:
-            self._sets[letters] = sum(1 << self._bits[c] for c in letters)
-        return self._sets[letters]
 
     def seconds(self, left: int, right: int, out: int) -> float:
         """Time of one product of two tensors by their letters."""
@@ -178,32 +178,31 @@ class _Search:
         if total is None:
             total = 1
             for c, bit in self._bits.items():
-                if letters >> bit & 1:
+                if letters & bit:
                     total *= self.sizes[c]
             self._counts[letters] = total
         return total
 
     def join(self, left: int, right: int, out: str) -> Expr:
         """The product of two subsets, operands in a stable order."""
-        a, la, b, lb = self.tree(left), self.outs[left], self.tree(right), self.outs[right]
+        a, la, b, lb = self.tree(left), self.kept(left), self.tree(right), self.kept(right)
         if (b.digest, lb) < (a.digest, la):
             a, la, b, lb = b, lb, a, la
         return Contract(spell([la, lb], out), (a, b))
 
     def roots(self) -> list[tuple[float, int, int]]:
         """The best last products, cheapest first: what the planner may choose among."""
-        if self.known(self.full) is not None:
+        if self.full in self.trees:
             return [(0.0, 0, 0)]
-        return sorted(self.splits(self.full, self.out))[:CHOICES]
+        return sorted(self.splits(self.full, self._out))[:CHOICES]
 
     def finish(self, root: tuple[float, int, int]) -> Expr:
         """The tree whose last product is `root`; remembered under its canonical name."""
         canonical_out = self.kept(self.full)
-        known = self.known(self.full)
-        if known is not None:
-            return contract(f"{canonical_out}->{self.out}", known)
+        if self.full in self.trees:
+            return contract(f"{canonical_out}->{self.out}", self.trees[self.full])
         tree = self.join(root[1], root[2], self.out)
-        self.orders.remember(self.canonical(self.full, canonical_out), contract(f"{self.out}->{canonical_out}", tree))
+        self.orders.remember(self.canonical(self.full), contract(f"{self.out}->{canonical_out}", tree))
         return tree
 
     def _greedy(self, pairs: list[tuple[str, Expr]]) -> list[tuple[str, Expr]]:

@@ -20,6 +20,16 @@ NOMINAL = 1024
 """Rows of x at which plans are chosen: what is kept must not depend on the number of tokens."""
 
 
+At = tuple[tuple[object, int], ...]
+"""Values for symbolic sizes."""
+
+
+@functools.lru_cache(maxsize=4096)
+def number(d: Dim, at: At) -> int:
+    """A size as a number: the nominal number of tokens, and the values of `at`."""
+    return d if isinstance(d, int) else value(d, {TOKENS: NOMINAL, **dict(at)})
+
+
 @dataclass(frozen=True)
 class Limit:
     """The most that may be kept for backward. amount: times the bytes of x if a float, else bytes at `rows` tokens.
@@ -53,13 +63,13 @@ class Task:
     gy: Leaf
     wrt: tuple[Leaf, ...]
     device: str
-    at: tuple[tuple[object, int], ...] = ()
+    at: At = ()
     kept: tuple[Kept, ...] | None = None
     limit: Limit | None = None
 
     def size(self, d: Dim) -> int:
         """A size as a number: the nominal number of tokens, and the values of `at`."""
-        return d if isinstance(d, int) else value(d, {TOKENS: NOMINAL, **dict(self.at)})
+        return number(d, self.at)
 
 
 @dataclass(frozen=True)
@@ -149,17 +159,15 @@ class Plan:
 
 def reach(roots: Sequence[Expr], stop: Sequence[Expr]) -> list[Expr]:
     """Nodes below roots, not looking below `stop`."""
-    halt = set(stop)
     seen: dict[Expr, None] = {}
-    stack: list[tuple[Expr, bool]] = [(r, False) for r in reversed(roots)]
+    halt, stack = set(stop), [*reversed(roots)]
     while stack:
-        node, done = stack.pop()
-        if done:
-            seen[node] = None
-        elif node not in seen:
-            stack.append((node, True))
-            if node not in halt:
-                stack.extend((c, False) for c in reversed(node.children) if c not in seen)
+        node = stack[-1]
+        todo = () if node in seen or node in halt else [c for c in node.children if c not in seen]
+        if todo:
+            stack.extend(reversed(todo))
+        else:
+            seen[stack.pop()] = None
     return list(seen)
 
 
@@ -177,6 +185,7 @@ def total(nodes: Sequence[Expr], size: Callable[[Dim], object]) -> Cost:
     return result
 
 
+@functools.lru_cache(maxsize=16384)
 def depends_on_tokens(e: Expr) -> bool:
     """Does a value need x, y, gy, or something else with a row a token?"""
     return any(isinstance(c, (Leaf, Draw)) and _has_tokens(c) for c in postorder(e))

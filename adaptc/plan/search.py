@@ -25,6 +25,7 @@ STAGES = (("order",), FORMS, APART)
 HOPELESS = 2.0  # times the best price: such a change is not tried again
 GAIN = 0.01  # of a purpose's time: less is no reason to part from the others
 CHANGES = 64  # of one stage, weighed in one round
+ALIKE = 4  # sites: more of one kind change together
 
 Change = tuple[tuple[Key, str], ...]
 
@@ -80,9 +81,13 @@ def _descent(task: Task, start: Chosen, worth: Callable[[Plan], tuple[float, flo
         found = [(*assess({**chosen, **dict(c)}), {**chosen, **dict(c)}) for c in changes[:CHANGES]]
         hopeless.update(c for c, f in zip(changes, found, strict=False) if price(f[0]) > HOPELESS * price(best))
         if stage == FORMS:
-            tied = {c[0]: f[0] for c, f in zip(changes, found, strict=False)}
-        better = min(found, key=lambda f: worth(f[0]), default=None)
-        if better is not None and _less(worth(better[0]), worth(best)):
+            tied = {one: f[0] for c, f in zip(changes, found, strict=False) for one in c}
+        gains = sorted((f for f in found if _less(worth(f[0]), worth(best))), key=lambda f: worth(f[0]))
+        if len(gains) > 1:  # all of them together may be better still
+            every = {**chosen, **{k: o for f in reversed(gains) for k, o in f[2].items() if chosen.get(k) != o}}
+            gains.append((*assess(every), every))
+        better = min(gains, key=lambda f: worth(f[0]), default=None)
+        if better is not None:
             (best, met, chosen), settled = better, 0
         elif (settled := settled + 1) == len(STAGES):
             break
@@ -101,11 +106,20 @@ def _less(a: tuple[float, float], b: tuple[float, float]) -> bool:
 
 
 def _changes(met: dict[Key, Choice], stage: tuple[str, ...]) -> list[Change]:
-    """Another option at one site; what is not kept may ask for something to be computed first."""
-    one = [(k, o) for k, c in met.items() if k.of in stage for o in c.options if o != c.chosen]
-    again = [c for c in one if c[1] == AGAIN]
-    first = [c for c in one if c[0].of == "first"]
-    return [*((c,) for c in one), *itertools.product(again, first)]
+    """Another option at one site, or at all sites that are alike where there are many; what is not kept may ask for
+    something to be computed first."""
+    alike: dict[object, list[Key]] = {}
+    for k, c in met.items():
+        if k.of in stage:
+            alike.setdefault((k.of, k.purpose, type(c.where), c.where.dims, c.options, c.chosen), []).append(k)
+    one: list[Change] = []
+    for keys in alike.values():
+        together = [keys] if len(keys) > ALIKE else [[k] for k in keys]
+        others = [o for o in met[keys[0]].options if o != met[keys[0]].chosen]
+        one += [tuple((k, o) for k in some) for some in together for o in others]
+    again = [c for c in one if c[0][1] == AGAIN]
+    first = [c for c in one if c[0][0].of == "first"]
+    return [*one, *((*a, *f) for a, f in itertools.product(again, first))]
 
 
 def _worth_parting(best: Plan, key: Key, option: str, tied: dict[tuple[Key, str], Plan]) -> bool:

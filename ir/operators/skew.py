@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from random import Random
 from typing import Any
@@ -14,6 +15,15 @@ from adaptc.ir.dims import Dim, Shape, show
 from adaptc.ir.expr import Expr, Kind
 from adaptc.ir.operator import AbstractOperator, Make
 from adaptc.ir.prims import INDEX
+
+
+@functools.cache  # SymPy takes its time
+def _position(lead: int, b: int) -> sympy.Expr:
+    """Where the entry (i, j), or its mirror image, stands in the upper triangle; anywhere on the diagonal."""
+    i, j = INDEX[lead], INDEX[lead + 1]
+    low, high = sympy.Min(i, j), sympy.Max(i, j)
+    at = sympy.Max(low * b - low * (low + 1) / 2 + high - low - 1, 0)
+    return sympy.Min(at, b * (b - 1) // 2 - 1)  # the diagonal is masked by the sign
 
 
 class Skew(AbstractOperator):
@@ -37,11 +47,7 @@ class Skew(AbstractOperator):
 
     def as_matrix(self) -> Expr:
         lead, b = self.v.dims[:-1], self._order()
-        i, j = INDEX[len(lead)], INDEX[len(lead) + 1]
-        low, high = sympy.Min(i, j), sympy.Max(i, j)
-        at = sympy.Max(low * b - low * (low + 1) / 2 + high - low - 1, 0)
-        on_diagonal = sympy.Min(at, max(b * (b - 1) // 2 - 1, 0))  # masked by the sign
-        full = take(self.v, (*INDEX[: len(lead)], on_diagonal), self.dims) if b > 1 else None
+        full = take(self.v, (*INDEX[: len(lead)], _position(len(lead), b)), self.dims) if b > 1 else None
         sign = constant(sympy.sign(INDEX[1] - INDEX[0]), (b, b))
         return batched("...ij,ij->...ij", full, sign) if full is not None else constant(0, self.dims)
 
