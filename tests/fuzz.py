@@ -20,6 +20,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from strategies import FORMS
 
+TELL = 50  # draws between two lines, where no bar can be seen
+
 
 @dataclass
 class Tally:
@@ -87,9 +89,11 @@ def main(draws: int, start: int, plans: int) -> None:
             outcome = outcome_of(case, plans)
             tally.add(case, outcome)
             for wrong in outcome.wrong:
-                console.print(f"{wrong}\nagain: python tests/fuzz.py --start {seed} --draws 1", markup=False)
+                print(f"{wrong}\nagain: python tests/fuzz.py --start {seed} --draws 1", flush=True)
             told = f"{tally.programs:,} programs, {len(tally.wrong)} wrong, worst {tally.worst[0]:.1e}"
             progress.update(bar, completed=tally.good, description=told)
+            if not console.is_terminal and tally.draws % TELL == 0:
+                print(f"{tally.good} of {draws}: {told}", flush=True)
             if tally.good == draws:
                 break
     console.print(tally.table())
