@@ -1,1 +1,1 @@
-"""Measurements: each module is run as `python -m bench.<name>` from the root of the repository."""
+"""Measurements: `python -m bench NAME` from the root of the repository."""

@@ -1,6 +1,6 @@
 """Many layers: time to inject, to take the first step, to save and to load, for 30 blocks with 120 adapted linears.
 
-`python -m bench.models` prints seconds and writes bench/results/models_cpu.json. Each method has a process of its own,
+`python -m bench models` prints seconds and writes bench/results/models_cpu.json. Each method has a process of its own,
 so that nothing is compiled before. torch is imported before the clock starts.
 """
 
@@ -13,6 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import click
 import torch
 from torch import Tensor, nn
 
@@ -68,10 +69,12 @@ def measure(method: str) -> dict[str, float]:
     return seconds
 
 
-def main() -> None:
-    """One process a method; print, write."""
-    if len(sys.argv) > 1:
-        print(json.dumps(measure(sys.argv[1])))
+@click.command()
+@click.argument("method", required=False)
+def main(method: str | None) -> None:
+    """Time to inject, to step, to save and to load 120 layers: one process a METHOD, or this one."""
+    if method:
+        print(json.dumps(measure(method)))
         return
     rows = {}
     for method in METHODS:

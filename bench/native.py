@@ -1,7 +1,7 @@
 """Native kernels against torch, one thread: blocks along the diagonal, forward and both gradients, dropout masks, and
 whole steps of layers whose plan has such products.
 
-`python -m bench.native` prints a table of microseconds and writes bench/results/native_cpu.json. Rounds are
+`python -m bench native` prints a table of microseconds and writes bench/results/native_cpu.json. Rounds are
 interleaved, times are medians of process time, and nothing is timed before it was compared with float64.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import click
 import torch
 from torch import Tensor, nn
 
@@ -90,8 +91,9 @@ def steps(adapter: ac.Adapter, dtype: torch.dtype) -> Pair:
     return pair
 
 
+@click.command()
 def main() -> None:
-    """Measure, print, write. The rows of oft and boft are whole training steps, through the plan."""
+    """Measure native kernels beside torch. The rows of oft and boft are whole training steps, through the plan."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     rows: list[dict[str, Any]] = []

@@ -1,6 +1,6 @@
 """The price of a small call: a layer of 64 x 64 with LoRA r = 8 on one token, beside PEFT, in one run.
 
-`python -m bench.overhead` prints a table of microseconds and writes bench/results/overhead_cpu.json. A step is a
+`python -m bench overhead` prints a table of microseconds and writes bench/results/overhead_cpu.json. A step is a
 forward and a backward with the gradients of x and of the adapter. "eager" is the same equation in plain torch; "by
 hand" the fewest torch calls that compute it in an autograd Function, without a module; "empty node" a Function that
 computes nothing: no Function can cost less.
@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import click
 import peft
 import torch
 from torch import Tensor, nn
@@ -86,8 +87,9 @@ def layers() -> dict[str, Callable[[Tensor], Tensor]]:
     }
 
 
+@click.command()
 def main() -> None:
-    """Check, measure, print, write."""
+    """Measure a small call of LoRA beside PEFT, by hand and eager."""
     torch.set_num_threads(1)
     every = layers()
     x, gy = torch.randn(1, WIDTH), torch.randn(1, WIDTH)

@@ -357,8 +357,8 @@ TOKENWISE = (Draws.linear, Draws.linear, Draws.gate, Draws.bent, Draws.cut)
 # --------------------------------------------------------------------------- random adapters
 
 
-def declare(*results):
-    """Make every leaf that drawn expressions depend on a leaf of the adapter."""
+def declared(*results):
+    """The drawn results, every leaf that they depend on a leaf of the adapter."""
     for leaf in leaves(*map(simplify, results)):
         if leaf.role == "seed":
             continue
@@ -367,30 +367,41 @@ def declare(*results):
             ac.frozen(leaf.name, leaf.dims, start, dtype="int64", seed=0)
         elif leaf.role == "param":
             ac.param(leaf.name, leaf.dims, ac.uniform(-1, 1))
+    return results if len(results) > 1 else results[0]
+
+
+def weight_drawn(seed, W):
+    """W' of anything."""
+    return (Draws(Random(seed), W).matrix(*W.shape, DEPTH),)
+
+
+def bias_drawn(seed, W, bias):
+    """W' and bias'."""
+    draws = Draws(Random(seed), W)
+    return draws.matrix(*W.shape, DEPTH - 1), bias * draws.vector(W.shape[0], 2) - 1
+
+
+def output_drawn(seed, W, bias, x, y):
+    """y' of the output so far, x, W and the bias."""
+    draws = Draws(Random(seed), W, (x, y))
+    rows = draws.tokens(W.shape[0], DEPTH - 1)
+    return (draws.leaf() * y + rows + algebra.linear(x, W, bias * draws.leaf(W.shape[0])),)
 
 
 @ac.adapter(identity=False)
 def weight_form(W, *, seed):
-    """W' of anything."""
-    e = Draws(Random(seed), W).matrix(*W.shape, DEPTH)
-    declare(e)
-    return e
+    return declared(*weight_drawn(seed, W))
 
 
 @ac.adapter(identity=False)
 def bias_form(W, bias, *, seed):
-    """W' and bias'."""
-    draws = Draws(Random(seed), W)
-    results = draws.matrix(*W.shape, DEPTH - 1), bias * draws.vector(W.shape[0], 2) - 1
-    declare(*results)
-    return results
+    return declared(*bias_drawn(seed, W, bias))
 
 
 @ac.adapter(identity=False)
 def output_form(W, bias, x, y, *, seed):
-    """y' of the output so far, x, W and the bias."""
-    draws = Draws(Random(seed), W, (x, y))
-    rows = draws.tokens(W.shape[0], DEPTH - 1)
-    e = draws.leaf() * y + rows + algebra.linear(x, W, bias * draws.leaf(W.shape[0]))
-    declare(e)
-    return e
+    return declared(*output_drawn(seed, W, bias, x, y))
+
+
+FORMS = {weight_form: weight_drawn, bias_form: bias_drawn, output_form: output_drawn}
+"""What each random adapter is drawn by, as it was written: an adapter's equation is simplified."""

@@ -12,6 +12,7 @@ import itertools
 import math
 from collections import deque
 from collections.abc import Callable, Iterator
+from random import Random
 
 from adaptc.errors import PlanError
 from adaptc.plan.device import device
@@ -140,19 +141,30 @@ def candidates(task: Task) -> Iterator[Plan]:
         yield found
     for stage in (("order",), APART):
         for found, met in _walk(task, formed, stage):
-            if any(_moved(k, c, met) for k, c in met.items() if k.of in stage):
+            if any(_moved(k, c.chosen, met) for k, c in met.items() if k.of in stage):
                 yield found
 
 
-def _moved(key: Key, choice: Choice, met: dict[Key, Choice]) -> bool:
-    """Is a choice another than it is when nothing is said?"""
-    usual = met[Key("form", key.node)].chosen if key.of == "for" else choice.options[0]
-    return choice.chosen != usual
+def drawn(task: Task, rng: Random) -> Iterator[Plan]:
+    """Plans without end, options drawn at part of the sites that those before met; the first is that of no choices."""
+    known: dict[Key, Choice] = {}
+    while True:
+        part = rng.random()
+        found, met = evaluate(task, {k: rng.choice(c.options) for k, c in known.items() if rng.random() < part})
+        known.update(met)
+        yield found
+
+
+def _moved(key: Key, option: str, met: dict[Key, Choice]) -> bool:
+    """Is an option another than it is when nothing is said?"""
+    usual = met[Key("form", key.node)].chosen if key.of == "for" else met[key].options[0]
+    return option != usual
 
 
 def _walk(task: Task, starts: list[Chosen], stage: tuple[str, ...]) -> Iterator[tuple[Plan, dict[Key, Choice]]]:
     seen: set[tuple[tuple[Key, str], ...]] = set()
     queue = deque(starts)
+    asked = {frozenset(chosen.items()) for chosen in starts}
     while queue:
         chosen = queue.popleft()
         found, met = evaluate(task, chosen)
@@ -161,6 +173,16 @@ def _walk(task: Task, starts: list[Chosen], stage: tuple[str, ...]) -> Iterator[
             continue
         seen.add(key)
         yield found, met
-        for site, choice in met.items():
-            if site.of in stage:
-                queue.extend({**chosen, site: o} for o in choice.options if o != choice.chosen)
+        for other in _others(chosen, met, stage):
+            if frozenset(other.items()) not in asked:
+                asked.add(frozenset(other.items()))
+                queue.append(other)
+
+
+def _others(chosen: Chosen, met: dict[Key, Choice], stage: tuple[str, ...]) -> Iterator[Chosen]:
+    """Another option at one site of a stage; of its sites, only those where something unusual is chosen are named."""
+    apart = {k: o for k, o in chosen.items() if k.of not in stage}
+    here = {k: c.chosen for k, c in met.items() if k.of in stage}
+    for site, now in here.items():
+        for other in (o for o in met[site].options if o != now):
+            yield {**apart, **{k: o for k, o in {**here, site: other}.items() if _moved(k, o, met)}}
