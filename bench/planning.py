@@ -9,6 +9,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+import click
+
 from adaptc.methods import catalogue
 from adaptc.plan.plan import NOMINAL
 from adaptc.runtime.planning import Signature, planned
@@ -42,6 +44,7 @@ def measure(name: str) -> dict[str, float]:
     return found
 
 
+@click.command()
 def main() -> None:
     """Measure, print, write."""
     rows = {name: measure(name) for name in catalogue()}

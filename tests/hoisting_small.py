@@ -8,7 +8,7 @@ import adaptc as ac
 from adaptc.methods import boft, dora, fourierft, hra, loha, lokr, lora, oft, vera
 from adaptc.runtime.planning import BUCKETS, PRODUCTS
 
-DECODED = BUCKETS[0][0]  # tokens
+DECODED = BUCKETS[1][0]  # tokens
 N, K = 384, 352  # too large for one native call
 ALL = [hra(r=4), dora(r=4), oft(b=16), boft(), fourierft(m=50), lora(r=4), loha(r=4), vera(r=8), lokr(r=4)]
 HELD = [hra(r=4), dora(r=4), oft(b=16), boft()]

@@ -305,10 +305,11 @@ def _forms(choices: Iterable[Choice], width: int, kinds: tuple[str, ...]) -> dic
 
 
 def _rivals(chosen: Plan, rows_at: int) -> list[dict[str, Any]]:
-    """The first plans that the search could have taken, by predicted seconds at its own number of tokens."""
-    found = sorted(itertools.islice(candidates(chosen.task), CONSIDERED), key=lambda p: p.seconds)
+    """The chosen plan and the first that the search could have taken, by predicted seconds at its own number of
+    tokens."""
+    found = {p.choices: p for p in (*itertools.islice(candidates(chosen.task), CONSIDERED), chosen)}
     rows = []
-    for p in found:
+    for p in sorted(found.values(), key=lambda p: p.seconds):
         form = _forms(p.choices, 40, ("form", "for", "order", "kept", "first"))
         ways = {f"{way} seconds": seconds for way, seconds in prices(p, rows_at).totals().items()}
         rows.append({"predicted seconds": p.seconds, **ways, "form": form, "chosen": p.choices == chosen.choices})

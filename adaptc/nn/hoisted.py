@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from adaptc.plan.hoist import MOST
 from adaptc.runtime.program import Program, disturbed, run, run_rest
+from adaptc.runtime.split import Split
 
 PLAIN = (Tensor, nn.Parameter)
 KINDS = ("cpu", "cuda")  # of devices whose order of work is known: a stream's, or the program's
@@ -71,46 +73,65 @@ class Entry(NamedTuple):
     seen: tuple[Seen, ...]
     values: tuple[Tensor, ...]
 
-    def holds(self, program: Program, stream: int, tensors: list[Tensor]) -> bool:
-        """Are these the values for this call?"""
-        if program is not self.program or stream != self.stream or Steps.last is not self.step:
+    @property
+    def size(self) -> int:
+        """Numbers held."""
+        return sum(v.numel() for v in self.values)
+
+    def serves(self, program: Program) -> bool:
+        """Are these values what a program needs?"""
+        return program is self.program or split_of(program).alike(split_of(self.program))
+
+    def holds(self, stream: int, tensors: Sequence[Tensor]) -> bool:
+        """Are they those of these tensors, all that a layer has?"""
+        if stream != self.stream or Steps.last is not self.step:
             return False
-        return all(s.still(t) for s, t in zip(self.seen, tensors, strict=True))
+        return all(s.still(t) for s, t in zip(self.seen, split_of(self.program).given(tensors), strict=True))
+
+
+def split_of(program: Program) -> Split:
+    """The two functions of a program that has them."""
+    assert program.split is not None
+    return program.split
 
 
 class Held:
-    """The values of one layer, for the last kind of call. They are used only as long as every tensor they were computed
-    from is in the same memory with the same version, and no optimizer has made a step."""
+    """The values of one layer, for the last kinds of call, as long as all of them together are within MOST of W.
 
-    __slots__ = ("entry",)
+    They are used only as long as every tensor they were computed from is in the same memory with the same version, and
+    no optimizer has made a step.
+    """
+
+    __slots__ = ("entries",)
 
     def __init__(self) -> None:
         watch_optimizers()  # before a step for this layer may be compiled
-        self.entry: Entry | None = None
+        self.entries: tuple[Entry, ...] = ()
 
     def drop(self) -> None:
         """Forget them."""
-        self.entry = None
+        self.entries = ()
 
     def run(self, program: Program, x: Tensor, *tensors: Tensor) -> Tensor:
         """One call without autograd. A program for few tokens is one native call, whole: it has no split."""
         if program.split is None or watched(x):
             return run(program, x, *tensors)
-        needs = [tensors[j - 1] for j in program.split.needs]
         stream = torch.cuda.current_stream(x.device).cuda_stream if x.is_cuda else 0
-        entry = self.entry  # read once: another thread may be here too
-        if entry is None or not entry.holds(program, stream, needs):
+        entries = self.entries  # read once: another thread may be here too
+        entry = next((e for e in entries if e.serves(program) and e.holds(stream, tensors)), None)
+        if entry is None:
+            needs = program.split.given(tensors)
             if not all(map(trackable, needs)):
                 return run(program, x, *tensors)
-            self.entry = entry = made(program, stream, needs)
+            entry = made(program, stream, needs)
+            room = MOST * tensors[0].numel() - entry.size
+            others = [e for e in entries if e.size <= room and e.holds(stream, tensors)]
+            self.entries = (entry, *others[:1])
         return run_rest(program, entry.values, x, *tensors)
 
     def nbytes(self, others: Iterable[Tensor]) -> int:
         """Bytes that nothing but this holds. others: the tensors of the layer."""
-        entry = self.entry
-        if entry is None:
-            return 0
-        mine = [t.untyped_storage() for t in (*entry.values, *(s.alias for s in entry.seen))]
+        mine = [t.untyped_storage() for e in self.entries for t in (*e.values, *(s.alias for s in e.seen))]
         theirs = {t.untyped_storage().data_ptr() for t in others}
         return sum({s.data_ptr(): s.nbytes() for s in mine if s.data_ptr() not in theirs}.values())
 

@@ -23,8 +23,9 @@ OBSERVED = "observed "
 FEW = 0  # the bucket of tokens so few that the price of a call counts for more than its products
 PRODUCTS = 1 << 17  # in x W^T: below it that is so
 MOST = 64  # tokens that are few
-BUCKETS = ((16, 4), (256, 64), (4096, NOMINAL), (sys.maxsize, 16384))
-"""The most tokens of a bucket, and the number that it is planned for."""
+BUCKETS = (*((2 * m, m) for m in (1, 4, 16, 64, 256, NOMINAL, 4096)), (sys.maxsize, 16384))
+"""The most tokens of a bucket, and the number that it is planned for: no call has more than twice as many, or half, but
+those with more than twice the most."""
 
 ITEMS = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from adaptc.codegen.source import Source
 from adaptc.codegen.types import Types
@@ -11,6 +12,9 @@ from adaptc.ir.expr import Expr
 from adaptc.ir.prims import Leaf
 from adaptc.plan.hoist import hoisted
 from adaptc.plan.plan import Plan, reach
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,14 @@ class Split:
     forward_source: Source
     needs: tuple[int, ...]
     read: tuple[int, ...]
+
+    def given(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """What the values are computed from. tensors: the arguments but x."""
+        return [tensors[j - 1] for j in self.needs]
+
+    def alike(self, other: Split) -> bool:
+        """Are the values of another the same, as for another number of tokens?"""
+        return (self.parameters_source, self.needs) == (other.parameters_source, other.needs)
 
 
 def split(

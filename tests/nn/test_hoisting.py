@@ -50,22 +50,24 @@ def count(monkeypatch):
 def test_values_are_computed_once(adapter, context, count):
     model, x = net(adapter, layers=2), rows()
     with context():
+        for m in (1, 2, 3):
+            model(x[:m])
+        made = count()
+        assert 2 <= made <= 4  # one and two tokens may need other values than three
         for k in range(6):
             model(x[: 1 + k % 3])
-            assert count() == 2
     model.requires_grad_(False)
     for _ in range(3):
         model(x)
-    assert count() == 2
     for context in WITHOUT.values():
         with context():
             model(x)
-    assert count() == 2
+    assert count() == made
     shift(model)
     with context():
         model(x)
         model(x)
-    assert count() == 4
+    assert count() == made + 2
 
 
 @pytest.mark.parametrize("adapter", [hra(r=4), oft(b=16), boft()], ids=str)
@@ -117,11 +119,12 @@ def test_in_training_a_call_without_gradients_has_the_program_of_one_with_them(a
 
 @every_held
 def test_no_more_is_held_than_a_share_of_the_weight(adapter):
-    model, x = net(adapter), rows()
-    with torch.no_grad():
-        model(x)
-    values = model[0]._held.entry.values
-    assert 0 < sum(v.numel() for v in values) <= hoist.MOST * N * K
+    model = net(adapter)
+    for m in (3, 1, 1000, 30, 4, 300, 1):
+        with torch.no_grad():
+            model(rows(m=m))
+        values = [v for entry in model[0]._held.entries for v in entry.values]
+        assert 0 < sum(v.numel() for v in values) <= hoist.MOST * N * K
     assert all(v.untyped_storage().nbytes() == v.nbytes for v in values)
     assert not any(v.requires_grad or v.is_inference() for v in values)
     own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
@@ -138,7 +141,7 @@ def test_where_a_part_does_not_fit_its_parts_may():
     model = net(turned_twice())
     with torch.no_grad():
         model(rows(m=2 * DECODED))
-    plan = model[0]._held.entry.program.plan
+    plan = model[0]._held.entries[0].program.plan
     sizes = [e.dims for e in hoist.hoisted(plan.y, plan.task, N * K // 8)]
     assert (2, K) in sizes
     assert (N, N) not in sizes
@@ -237,7 +240,7 @@ def test_training_holds_nothing(count):
     model = net(hra(r=4))
     model(rows()).sum().backward()
     assert count() == 0
-    assert model[0]._held.entry is None
+    assert model[0]._held.entries == ()
 
 
 @every_held
@@ -246,14 +249,14 @@ def test_what_is_held_is_counted(adapter):
     assert ac.summary(model).held_bytes == 0
     with torch.no_grad():
         model(rows())
-    held = [sum(v.nbytes for v in layer._held.entry.values) for layer in model]
+    held = [sum(v.nbytes for v in layer._held.entries[0].values) for layer in model]
     shown = ac.summary(model)
     assert [r["held bytes"] for r in shown.rows] == held
     assert shown.held_bytes == shown.to_dict()["held bytes"] == sum(held) > 0
     assert f"{sum(held):,} bytes held" in " ".join(str(shown).split())
     leaf = next(p for p in ac.adapter_parameters(model))
     leaf.data = leaf.data.clone()
-    kept = leaf.nbytes if any(s.alias.shape == leaf.shape for s in model[0]._held.entry.seen) else 0
+    kept = leaf.nbytes if any(s.alias.shape == leaf.shape for s in model[0]._held.entries[0].seen) else 0
     assert ac.summary(model).held_bytes == sum(held) + kept
 
 
@@ -292,7 +295,7 @@ def test_copies_hold_nothing(adapter):
     buffer.seek(0)
     for twin in (copy.deepcopy(model), copy.copy(model[0]), torch.load(buffer, weights_only=False)):
         layers = list(twin) if isinstance(twin, nn.Sequential) else [twin]
-        assert all(layer._held.entry is None and layer._held is not model[0]._held for layer in layers)
+        assert all(layer._held.entries == () and layer._held is not model[0]._held for layer in layers)
         with torch.no_grad():
             assert torch.equal(twin(x), model(x))
     twin = copy.deepcopy(model)
@@ -307,7 +310,7 @@ def test_a_layer_that_is_deleted_frees_what_it_holds(adapter):
     with torch.no_grad():
         for _ in range(3):
             model(rows())
-    gone = [weakref.ref(t) for t in model[0]._held.entry.values]
+    gone = [weakref.ref(t) for t in model[0]._held.entries[0].values]
     gone.append(weakref.ref(model[0]))
     del model
     gc.collect()
@@ -319,7 +322,7 @@ def test_layers_of_one_shape_hold_their_own():
     model = nn.Sequential(*layers).eval()
     shift(model)
     assert_right(model)
-    assert layers[0]._held.entry.program is layers[1]._held.entry.program
+    assert layers[0]._held.entries[0].program is layers[1]._held.entries[0].program
     assert_right(nn.Sequential(*reversed(layers)))
 
 
@@ -363,7 +366,7 @@ def test_two_programs_agree_on_every_prefix():
     model = net(oft(b=16))
     with torch.no_grad():
         model(rows())
-    program = model[0]._held.entry.program
+    program = model[0]._held.entries[0].program
     assert isinstance(program, Program)
     held = hoist.hoisted(program.plan.y, program.plan.task, N * K)
     assert sum(entries(e.dims, int) for e in held) <= hoist.MOST * N * K
