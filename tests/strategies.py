@@ -13,10 +13,11 @@ import torch
 import adaptc as ac
 from adaptc.ir import algebra, build, random
 from adaptc.ir.dims import TOKENS, value
-from adaptc.ir.expr import Expr, postorder, substitute
+from adaptc.ir.expr import Expr, postorder, rewrite, substitute
 from adaptc.ir.functions import ELEMENTWISE
 from adaptc.ir.operator import AbstractOperator
-from adaptc.ir.prims import INDEX, Leaf
+from adaptc.ir.matrix import Initial
+from adaptc.ir.prims import INDEX, Draw, Leaf
 from adaptc.ir.rules import Rule, simplify
 
 ROWS = 5  # of x in every test
@@ -182,6 +183,8 @@ class Draws:
         """A rule's example with its leaves replaced by random expressions of their shapes."""
         e = rule.example()
         parts = {p: self.nonzero(p.dims, depth) for p in leaves(e)}
+        if any(isinstance(t, Initial) for t in postorder(e)):  # a value of the attach stage is not random
+            parts = {p: rewrite(t, still) for p, t in parts.items()}
         return substitute(e, parts)
 
     def add(self, rows: int, cols: int, depth: int) -> Expr:
@@ -336,6 +339,11 @@ class Draws:
                 tiles = algebra.reshape(self.tokens(cols * c, depth), (TOKENS, cols, c))
                 turned = algebra.einsum("mgb,gab->mga", tiles, self.leaf(cols, c, c))
                 return algebra.total(turned, axis=2)
+
+
+def still(e: Expr) -> Expr | None:
+    """A constant in place of what is drawn in every call."""
+    return build.ones(e.dims) if isinstance(e, Draw) else None
 
 
 PRODUCTIONS = (

@@ -221,7 +221,7 @@ class _Writer:
     def add(self, e: Add) -> None:
         """Sum the terms: bias and first product in one addmm, then everything onto the sum, in place."""
         dtype, found = self.types[e], stacked(e.terms)
-        if found is not None:
+        if found is not None and all(t in self.names for t in found[1]):  # else some were given put already
             names = ", ".join(self.cast(t, dtype) for t in found[1])
             self.let(e, f"torch.cat(({names}), {found[0]})", fresh=True)
             return

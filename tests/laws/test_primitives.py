@@ -329,3 +329,16 @@ def test_wrong_sizes_name_both(wrong):
     a, b = build.leaf("a", 4, 3), build.leaf("b", 5, 2)
     with pytest.raises(ShapeError, match=r"\d.*\d"):
         wrong(a, b)
+
+
+def test_parts_that_fill_a_whole_are_one_copy_unless_they_come_in_place():
+    """What is put into zeros part by part is concatenated; a part that was kept is there only as it was put."""
+    a, b = build.leaf("a", 2, 3), build.leaf("b", 4, 3)
+    parts = [build.put(a, (INDEX[0] + 4, INDEX[1]), (6, 3)), build.put(b, INDEX[:2], (6, 3))]
+    whole, types = build.add(*parts), Types("float64", "float64", dict.fromkeys([a, b, *parts], "float64"))
+    values = draw_values(a, b)
+    expected = torch.cat([values[b], values[a]])
+    for given in ((a, b), (parts[0], b), (a, parts[1])):
+        source = aten.emit("whole", [(f"v{j}", e) for j, e in enumerate(given)], [(whole, "float64")], types, "")
+        assert ("torch.cat" in source.text) == (given == (a, b))
+        assert torch.equal(load(source)(*(evaluate(e, dict(values)) for e in given))[0], expected)
