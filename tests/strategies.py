@@ -15,8 +15,8 @@ from adaptc.ir import algebra, build, random
 from adaptc.ir.dims import TOKENS, value
 from adaptc.ir.expr import Expr, postorder, rewrite, substitute
 from adaptc.ir.functions import ELEMENTWISE
-from adaptc.ir.operator import AbstractOperator
 from adaptc.ir.matrix import Initial
+from adaptc.ir.operator import AbstractOperator
 from adaptc.ir.prims import INDEX, Draw, Leaf
 from adaptc.ir.rules import Rule, simplify
 
