@@ -61,12 +61,13 @@ class Device:
     columns: float = 1.0
     elementwise: float = 0.0
 
-    def seconds(self, flops: float, moved: float) -> float:
-        """Seconds of a step of which only `flops` operations and `moved` bytes are known.
+    def seconds(self, flops: float, moved: float, others: float = 0.0) -> float:
+        """Seconds of a step of which only `flops` operations in products, `others` and `moved` bytes are known.
 
         It takes the longer of its arithmetic and its traffic, plus a constant.
         """
-        return max(flops / self.flops, moved / self.bandwidth) + self.overhead
+        work = flops / self.flops + others / (self.elementwise or self.flops)
+        return max(work, moved / self.bandwidth) + self.overhead
 
     def product(self, m: int, n: int, k: int, dtype: str = "float32", *, batch: int = 1, turned: bool = True) -> float:
         """Seconds of `batch` matrix products (m, k) @ (k, n) -> (m, n) of one dtype, in one call.

@@ -191,7 +191,7 @@ def step_seconds(task: Task, where: Device, nodes: list[Expr]) -> dict[Expr, flo
             if e in read:
                 moved = TURNED * sum(entries(t.dims, task.size) for t in (read[e].a, read[e].b))
             if moved:
-                found[e] = where.seconds(c.flops, ITEM * moved)
+                found[e] = where.seconds(c.gemm, ITEM * moved, c.flops - c.gemm)
     return found
 
 

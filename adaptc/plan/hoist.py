@@ -58,5 +58,5 @@ def _seconds(task: Task, nodes: Sequence[Expr]) -> float:
     where, total = device(task.device), 0.0
     for e in nodes:
         c = cost(e, task.size)
-        total += where.seconds(c.flops, ITEM * c.entries) if c.entries and not is_view(e) else 0.0
+        total += where.seconds(c.gemm, ITEM * c.entries, c.flops - c.gemm) if c.entries and not is_view(e) else 0.0
     return total
