@@ -16,14 +16,13 @@ from typing import NamedTuple
 from adaptc.ir.cost import Cost, cost, entries
 from adaptc.ir.expand import FLAT, Site, expand, settled
 from adaptc.ir.expr import Expr, postorder
-from adaptc.ir.prims import Contract, Draw, Leaf
+from adaptc.ir.prims import At, Contract, Draw, Leaf, Put, Take
 from adaptc.ir.vjp import vjp
 from adaptc.plan.device import Device, device
 from adaptc.plan.hoist import hoisted, rent
 from adaptc.plan.order import ITEM, Name, Orders, spell
 from adaptc.plan.plan import (
     CALL_ROLES,
-    At,
     Choice,
     Kept,
     Plan,
@@ -43,7 +42,7 @@ NEEDED, FIRST = "as needed", "first"
 WORTH = 0.25  # of a base product per entry: what costs as much to recompute is kept; so much is a kept x worth
 CHEAP = 16  # flops an entry: such a value is never kept
 LITTLE = 0.25  # of x: what is smaller may be kept in its place
-TURNED = 4  # passes over the operands of a sampled product: they are transposed, and read by column
+TURNED = 4  # passes over the operands of a sampled product, which is read by column, and over what is gathered
 MANY = 16  # contractions whose parts are compared
 PARTS = 4  # of them, that may be computed first
 SMALL = 0.01  # of y: larger values of parameters alone are always computed again
@@ -180,6 +179,12 @@ def _seconds(task: Task, where: Device, nodes: list[Expr]) -> float:
     return sum(step_seconds(task, where, nodes).values())
 
 
+def _passes(e: Expr) -> int:
+    """How many times the traffic of its entries a step takes: two of complex numbers, more where they are gathered."""
+    double = 2 if "complex" in (e.kind, *(c.kind for c in e.children)) else 1
+    return double * (TURNED if isinstance(e, (Take, Put)) and any(isinstance(i, At) for i in e.index) else 1)
+
+
 def step_seconds(task: Task, where: Device, nodes: list[Expr]) -> dict[Expr, float]:
     """Predicted seconds of the steps of a program, of those that take any."""
     found = {}
@@ -187,7 +192,7 @@ def step_seconds(task: Task, where: Device, nodes: list[Expr]) -> dict[Expr, flo
     for e in nodes:
         if not is_view(e) and e not in unmade:
             c = _cost(e, task.at)
-            moved = c.entries
+            moved = _passes(e) * c.entries
             if e in read:
                 moved = TURNED * sum(entries(t.dims, task.size) for t in (read[e].a, read[e].b))
             if moved:
@@ -196,7 +201,7 @@ def step_seconds(task: Task, where: Device, nodes: list[Expr]) -> dict[Expr, flo
 
 
 @functools.lru_cache(maxsize=65536)
-def _cost(e: Expr, at: At) -> Cost:
+def _cost(e: Expr, at: tuple[tuple[object, int], ...]) -> Cost:
     return cost(e, lambda d: number(d, at))
 
 
