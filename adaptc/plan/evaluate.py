@@ -16,7 +16,7 @@ from typing import NamedTuple
 from adaptc.ir.cost import Cost, cost, entries
 from adaptc.ir.expand import FLAT, Site, expand, settled
 from adaptc.ir.expr import Expr, postorder
-from adaptc.ir.prims import At, Contract, Draw, Leaf, Put, Take
+from adaptc.ir.prims import At, Contract, Draw, Leaf, Put, Reduce, Take
 from adaptc.ir.vjp import vjp
 from adaptc.plan.device import Device, device
 from adaptc.plan.hoist import hoisted, rent
@@ -220,7 +220,7 @@ def _keep(trial: _Trial, y: Expr, gradients: Sequence[Expr], again: Sequence[Exp
     for e in order:
         own = isinstance(e, Draw) or not e.children
         by_token[e] = any(by_token[c] for c in e.children) or (own and depends_on_tokens(e))
-    shared = [e for e in reach(gradients, ()) if e in forward and not is_view(e)]
+    shared = [e for e in reach(gradients, ()) if e in forward and not is_view(e) and not _compared(e)]
     inner, y_entries = _inner(task), entries(y.dims, task.size)
     threshold = max(WORTH * 2 * inner, CHEAP)
     x_entries = task.size(y.dims[0]) * inner
@@ -251,6 +251,11 @@ def _keep(trial: _Trial, y: Expr, gradients: Sequence[Expr], again: Sequence[Exp
     found = [k for k in kept if k.node in used]
     asked = task.limit is not None  # without a limit, values of parameters alone are too small to be asked for
     return tuple(k for k in found if not (asked or by_token[k.node]) or _kept(trial, k.node, KEEP))
+
+
+def _compared(e: Expr) -> bool:
+    """Does backward look for a value among those it came from? Computed again, they may round otherwise than it did."""
+    return isinstance(e, Reduce) and e.op == "max"
 
 
 def _flops_at_most(order: Sequence[Expr], task: Task) -> dict[Expr, float]:

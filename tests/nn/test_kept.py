@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves
 import adaptc as ac
 from adaptc.explain import kept
 from adaptc.ir.dims import TOKENS
+from adaptc.ir.prims import Reduce
 from adaptc.methods import catalogue
 
 TOKENS_M = 1024
@@ -163,3 +164,19 @@ def test_x_is_kept_as_it_came_and_never_copied(adapter):
     rows = [t for t in found if t.untyped_storage().data_ptr() == own or t.reshape(-1).equal(x.reshape(-1))]
     assert len(rows) <= 1
     assert all(t.untyped_storage().data_ptr() == own for t in rows)
+
+
+@ac.adapter(identity=False)
+def peaked(W):
+    """Rows scaled by a maximum that takes as much to compute again as what is kept."""
+    n, _ = W.shape
+    A, B, C = (ac.param(name, size, ac.normal(1)) for name, size in (("A", (n, 64)), ("B", (64, 9)), ("C", (64, 9))))
+    return ac.diag(2 + ac.tanh(ac.max(A @ B - 2 * (A @ C), axis=1))) @ W
+
+
+@pytest.mark.parametrize(("n", "k"), [(33, 20), (64, 96)])
+def test_a_maximum_is_not_kept_apart_from_what_it_is_the_largest_of(n, k):
+    """Its gradient asks which entry it is: of values that were computed again, and round otherwise, it may be none."""
+    layer = ac.AdaptedLinear(nn.Linear(k, n), peaked)
+    assert not any(isinstance(one.node, Reduce) for one in layer.plan(TOKENS_M).kept)
+    ac.verify(peaked, n, k)
