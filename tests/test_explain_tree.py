@@ -1,5 +1,6 @@
 """The plan as a graph and a tree, predicted seconds, and reports side by side."""
 
+import itertools
 import json
 import re
 
@@ -109,6 +110,21 @@ def test_predicted_seconds_are_those_of_the_steps(m):
     if facts["seconds"]["rows"] == facts["ranked at"]:
         assert mine["forward seconds"] == pytest.approx(facts["seconds"]["forward"])
         assert mine["backward seconds"] == pytest.approx(facts["seconds"]["backward"])
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+@pytest.mark.parametrize("name", ["hra", "randlora", "loha", "fourierft"])
+def test_a_report_says_where_in_the_number_of_tokens_the_plan_changes(name, mode):
+    ranges = ac.explain(catalogue()[name], 768, 768, 1024, mode=mode).facts["by tokens"]
+    assert ranges[0]["from"] == 1
+    assert ranges[-1]["to"] == 65536
+    assert [a["to"] + 1 for a in ranges[:-1]] == [b["from"] for b in ranges[1:]]
+    assert len(ranges) > 1 or (name, mode) == ("randlora", "eval")  # whose weight is held for any number of tokens
+    for one in ranges:
+        plans = [ac.explain(catalogue()[name], 768, 768, m, mode=mode).facts for m in (one["from"], one["to"])]
+        assert [s["value"] for s in plans[0]["steps"]] == [s["value"] for s in plans[1]["steps"]]
+    ends = [ac.explain(catalogue()[name], 768, 768, one["to"], mode=mode).facts["steps"] for one in ranges]
+    assert all([s["value"] for s in a] != [s["value"] for s in b] for a, b in itertools.pairwise(ends))
 
 
 def test_more_tokens_take_longer_and_none_nearly_nothing():
