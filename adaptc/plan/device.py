@@ -110,7 +110,7 @@ DEVICES = {
     d.name: d
     for d in (
         Device(
-            "cpu", flops=1.0e11, bandwidth=2.0e10, overhead=5e-6, columns=2.0, elementwise=1.0e10,
+            "cpu", flops=1.0e11, bandwidth=2.0e10, overhead=5e-6, columns=2.0, elementwise=1.3e10,
             gemm=(("float32", 1.0e11), ("bfloat16", 2.0e11), ("float16", 1.0e11), ("float64", 5.0e10)),
             skinny=((1, 0.05), (8, 0.3), (32, 0.6), (128, 1.0)),
         ),

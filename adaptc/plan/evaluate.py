@@ -42,7 +42,8 @@ NEEDED, FIRST = "as needed", "first"
 WORTH = 0.25  # of a base product per entry: what costs as much to recompute is kept; so much is a kept x worth
 CHEAP = 16  # flops an entry: such a value is never kept
 LITTLE = 0.25  # of x: what is smaller may be kept in its place
-TURNED = 4  # passes over the operands of a sampled product, which is read by column, and over what is gathered
+TURNED = 4  # passes over the operands of a sampled product: they are transposed, and read by column
+GATHERED = 3  # passes over what is picked by index
 MANY = 16  # contractions whose parts are compared
 PARTS = 4  # of them, that may be computed first
 SMALL = 0.01  # of y: larger values of parameters alone are always computed again
@@ -182,7 +183,7 @@ def _seconds(task: Task, where: Device, nodes: list[Expr]) -> float:
 def _passes(e: Expr) -> int:
     """How many times the traffic of its entries a step takes: two of complex numbers, more where they are gathered."""
     double = 2 if "complex" in (e.kind, *(c.kind for c in e.children)) else 1
-    return double * (TURNED if isinstance(e, (Take, Put)) and any(isinstance(i, At) for i in e.index) else 1)
+    return double * (GATHERED if isinstance(e, (Take, Put)) and any(isinstance(i, At) for i in e.index) else 1)
 
 
 def step_seconds(task: Task, where: Device, nodes: list[Expr]) -> dict[Expr, float]:
