@@ -260,10 +260,13 @@ def _compared(e: Expr) -> bool:
 
 
 def _flops_at_most(order: Sequence[Expr], task: Task) -> dict[Expr, float]:
-    """Flops to compute each value from the leaves, what is shared below counted again and again."""
+    """No fewer flops than each value takes from the leaves: what is shared below counts again and again, or everything
+    before it does."""
     most: dict[Expr, float] = {}
+    before = 0.0
     for e in order:
-        most[e] = _cost(e, task.at).flops + sum(most[c] for c in e.children)
+        before += _cost(e, task.at).flops
+        most[e] = min(before, _cost(e, task.at).flops + sum(most[c] for c in e.children))
     return most
 
 
