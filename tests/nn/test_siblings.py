@@ -1,6 +1,7 @@
 """Layers that are fed one tensor compute their projections of it as one product: numbers, counts, bytes."""
 
 import copy
+import gc
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import adaptc as ac
+from adaptc.errors import InjectError
 from adaptc.methods import dora, hra, ia3, lora, parallel_adapter, vera
 from adaptc.runtime import siblings
 
@@ -212,3 +214,40 @@ def test_the_price_decides(monkeypatch):
     block = fused()
     block(rows())
     assert not any(groups(block).values())
+
+
+def test_on_and_off():
+    block, x = fused(), rows()
+    assert ac.fuse_siblings(block, False) == []
+    assert all(layer.siblings is None for layer in block.children())
+    block(x)
+    assert not any(groups(block).values())
+    assert ac.fuse_siblings(nn.ModuleDict({"a": block, "b": Block()})) == [("a.q", "a.k", "a.v")]
+    assert ac.fuse_siblings(nn.Sequential(nn.Linear(3, 3))) == []
+
+
+def test_a_layer_alone_and_one_of_another_width_are_no_siblings():
+    model = nn.ModuleDict({"a": nn.Linear(K, N), "b": nn.Linear(N, K), "c": nn.Linear(K, N)})
+    ac.inject(model, lora(r=2), "all-linear", fuse_siblings=True)
+    assert model["a"].siblings is model["c"].siblings
+    assert model["b"].siblings is None
+
+
+def test_an_injection_that_fails_groups_nothing():
+    block = Block()
+    with pytest.raises(InjectError):
+        ac.inject(block, lora(r=2), ["nowhere"], fuse_siblings=True)
+    assert [type(m) for m in block.children()] == [nn.Linear] * 3
+    ac.inject(block, lora(r=2), ["q", "k", "v"])
+    assert all(layer.siblings is None for layer in block.children())
+    with pytest.raises(InjectError):
+        ac.inject(block, lora(r=2), ["q", "k", "v"], fuse_siblings=True)
+    assert all(layer.siblings is None for layer in block.children())
+    gc.collect()
+
+
+def test_a_limit_on_what_is_kept_is_kept_to():
+    block = fused(max_saved="1.1x")
+    agree(stepped(block, x := rows()), by_definition(block, x))
+    assert not any(groups(block).values())
+    move(block)

@@ -1,7 +1,6 @@
 """Layers that are fed one tensor, where something changes between their calls or looks into them."""
 
 import copy
-import gc
 import io
 import itertools
 import pickle
@@ -11,12 +10,11 @@ import weakref
 
 import pytest
 import torch
-from methods_small import close, move
+from methods_small import close
 from siblings_small import (
     Block,
     K,
     M,
-    N,
     agree,
     alone,
     by_definition,
@@ -31,7 +29,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import adaptc as ac
-from adaptc.errors import InjectError, UnsupportedError
+from adaptc.errors import UnsupportedError
 from adaptc.methods import dora, lora, vera
 from adaptc.runtime import siblings
 
@@ -493,40 +491,3 @@ def test_files_and_state_dicts_are_the_same(tmp_path):
     torch.save(block, buffer)
     buffer.seek(0)
     agree(stepped(torch.load(buffer, weights_only=False), fresh(x)), stepped(other, fresh(x)))
-
-
-def test_on_and_off():
-    block, x = fused(), rows()
-    assert ac.fuse_siblings(block, False) == []
-    assert all(layer.siblings is None for layer in block.children())
-    block(x)
-    assert not any(groups(block).values())
-    assert ac.fuse_siblings(nn.ModuleDict({"a": block, "b": Block()})) == [("a.q", "a.k", "a.v")]
-    assert ac.fuse_siblings(nn.Sequential(nn.Linear(3, 3))) == []
-
-
-def test_a_layer_alone_and_one_of_another_width_are_no_siblings():
-    model = nn.ModuleDict({"a": nn.Linear(K, N), "b": nn.Linear(N, K), "c": nn.Linear(K, N)})
-    ac.inject(model, lora(r=2), "all-linear", fuse_siblings=True)
-    assert model["a"].siblings is model["c"].siblings
-    assert model["b"].siblings is None
-
-
-def test_an_injection_that_fails_groups_nothing():
-    block = Block()
-    with pytest.raises(InjectError):
-        ac.inject(block, lora(r=2), ["nowhere"], fuse_siblings=True)
-    assert [type(m) for m in block.children()] == [nn.Linear] * 3
-    ac.inject(block, lora(r=2), ["q", "k", "v"])
-    assert all(layer.siblings is None for layer in block.children())
-    with pytest.raises(InjectError):
-        ac.inject(block, lora(r=2), ["q", "k", "v"], fuse_siblings=True)
-    assert all(layer.siblings is None for layer in block.children())
-    gc.collect()
-
-
-def test_a_limit_on_what_is_kept_is_kept_to():
-    block = fused(max_saved="1.1x")
-    agree(stepped(block, x := rows()), by_definition(block, x))
-    assert not any(groups(block).values())
-    move(block)
