@@ -18,3 +18,14 @@ hypothesis.settings.load_profile("adaptc")
 def seeded():
     """Every test draws from the same start."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def at_any_price(monkeypatch):
+    """Sibling layers go together where no gain is predicted, too."""
+    from adaptc.runtime import siblings
+
+    siblings.joint.cache_clear()
+    monkeypatch.setattr(siblings, "pays", lambda *_: True)
+    yield
+    siblings.joint.cache_clear()

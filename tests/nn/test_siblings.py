@@ -35,13 +35,7 @@ SIZED = {name: small(a.method, N, K) for name, a in METHODS.items()}
 TOGETHER = ("lora", "dora", "vera", "hra", "pissa", "adalora", "delora", "nola", "parallel_adapter", "loretta", "psoft")
 
 
-@pytest.fixture(autouse=True)
-def at_any_price(monkeypatch):
-    """Small layers go together too."""
-    siblings.joint.cache_clear()
-    monkeypatch.setattr(siblings, "pays", lambda *_: True)
-    yield
-    siblings.joint.cache_clear()
+pytestmark = pytest.mark.usefixtures("at_any_price")
 
 
 @pytest.mark.parametrize("name", SIZED)

@@ -31,16 +31,8 @@ from torch.utils.checkpoint import checkpoint
 import adaptc as ac
 from adaptc.errors import UnsupportedError
 from adaptc.methods import dora, lora, vera
-from adaptc.runtime import siblings
 
-
-@pytest.fixture(autouse=True)
-def at_any_price(monkeypatch):
-    """Small layers go together too."""
-    siblings.joint.cache_clear()
-    monkeypatch.setattr(siblings, "pays", lambda *_: True)
-    yield
-    siblings.joint.cache_clear()
+pytestmark = pytest.mark.usefixtures("at_any_price")
 
 
 def pending(block):
