@@ -25,6 +25,23 @@ class Repeat:
     def usable(self) -> bool: ...
     def __call__(self, x: Any, /) -> Any: ...
 
+class Multiply:
+    def __init__(
+        self,
+        loops: list[tuple[int, int, int, int]],
+        outer: int,
+        summed: int,
+        a_type: int,
+        b_type: int,
+        out_type: int,
+        scale: float,
+        a_sign: float,
+        b_sign: float,
+        level: int,
+        /,
+    ) -> None: ...
+    def __call__(self, a: int, b: int, out: int, threads: int, /) -> None: ...
+
 def levels() -> tuple[str, ...]: ...
 def blocks_apply(
     x: int,
@@ -58,7 +75,40 @@ def blocks_gradient(
     /,
 ) -> None: ...
 def sampled(
-    a: int, b: int, rows: int, cols: int, out: int, places: int, m: int, data: int, threads: int, level: int, /
+    a: int,
+    b: int,
+    rows: int,
+    cols: int,
+    out: int,
+    places: int,
+    m: int,
+    n: int,
+    k: int,
+    a_stride: int,
+    b_stride: int,
+    data: int,
+    threads: int,
+    level: int,
+    /,
+) -> None: ...
+def scatter(
+    x: int,
+    c: int,
+    rows: int,
+    cols: int,
+    out: int,
+    places: int,
+    m: int,
+    k: int,
+    n: int,
+    x_stride: int,
+    data: int,
+    threads: int,
+    level: int,
+    /,
+) -> None: ...
+def copy(
+    source: int, to: int, loops: tuple[tuple[int, int, int], ...], turned: bool, threads: int, level: int, /
 ) -> None: ...
 def draw(
     seed: int, stream: int, threshold: int, out: int, m: int, k: int, data: int, threads: int, level: int, /

@@ -16,7 +16,7 @@ from adaptc.ir.expr import Expr, postorder, rewrite, rewrite_all
 from adaptc.ir.gather import gathered, gathered_back, picks
 from adaptc.ir.matrix import ATTACH, MatMul, Transpose
 from adaptc.ir.operator import AbstractOperator
-from adaptc.ir.prims import Add, Contract, Detach, Leaf, Primitive, Scale, Take
+from adaptc.ir.prims import Add, Constant, Contract, Detach, Leaf, Primitive, Scale, Take
 from adaptc.ir.rules import forms
 from adaptc.ir.vjp import vjp
 
@@ -162,7 +162,8 @@ def _inline(node: Contract) -> Expr:
     inputs, out = node.terms
     inner = [op for op in node.operands if isinstance(op, Contract)]
     if not inner or sum(len(o.operands) if isinstance(o, Contract) else 1 for o in node.operands) > FLAT:
-        return node
+        met = any(isinstance(op, Constant) for op in node.operands)  # perhaps since the node was built
+        return contract(node.spec, *node.operands) if met else node
     used = set("".join(inputs) + out)
     fresh = (c for c in ascii_letters if c not in used)
     terms: list[str] = []

@@ -23,7 +23,6 @@ N, M, DECODED, SLACK = 3072, 1024, 4, 1.05
 OURS = {"fourierft": {"n_frequency": "m"}, "lokr": {"factor": "near"}, "road": {"group": "g"}, "boft": {"scale": None}}
 """Hyper-parameters that have another name here; boft always has its scale."""
 MISSED = {
-    "waveft": {"forward", "decode"},  # the Haar transform is a product with 2 x 2 matrices; as sums it would be none
     "osf": {"backward"},  # both projections are of n x n / 2 gradients; projecting gy and x first would cost less
 }
 """What no plan of ours reaches yet, and what it would need."""

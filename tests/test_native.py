@@ -86,11 +86,11 @@ def test_sampled(level, dtype, m):
     a, b = torch.randn(13, m).to(dtype), torch.randn(9, m).to(dtype)
     for places in (0, 1, 40):
         rows, cols = torch.randint(13, (places,)), torch.randint(9, (places,))
-        found = native.sampled(a, rows, b, cols, level)
+        found = native.sampled(a.T, rows, b.T, cols, level)
         assert found.shape == (places,)
         assert_as_exact(found, "tm,tm->t", a[rows], b[cols])
     with pytest.raises(IndexError, match="13 rows"):
-        native.sampled(a, torch.tensor([13]), b, torch.tensor([0]), level)
+        native.sampled(a.T, torch.tensor([13]), b.T, torch.tensor([0]), level)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)

@@ -15,13 +15,15 @@ from typing import Any
 import sympy
 
 from adaptc.codegen.gather import flat_index, prefix, slices, stacked
-from adaptc.codegen.native import Kernels, block_step, draws_natively
-from adaptc.codegen.product import groups, matmul, matrix_operands, product
+from adaptc.codegen.layout import transposed
+from adaptc.codegen.native import Kernels, block_step, by_memory, draws_natively
+from adaptc.codegen.product import groups, matmul, matrix_operands, product, turn
 from adaptc.codegen.scalar import torch_text
-from adaptc.codegen.source import WORD, Source, Tabulated, live
+from adaptc.codegen.source import WORD, Source, live
 from adaptc.codegen.types import Types
+from adaptc.codegen.writer import Writer
 from adaptc.errors import UnsupportedError
-from adaptc.ir.dims import TOKENS, Dim, Shape, show
+from adaptc.ir.dims import TOKENS, Shape
 from adaptc.ir.expr import Expr
 from adaptc.ir.prims import (
     Add,
@@ -43,12 +45,11 @@ from adaptc.ir.prims import (
     Transform,
     only,
 )
-from adaptc.ir.printer import brief
 from adaptc.plan.plan import reach
 from adaptc.plan.sampled import fused
 
 _OURS = re.compile(
-    r"t\d+|kept\d+|tables|torch|rows|gy|walsh_hadamard|i?fft|uniform|bernoulli|sampled|native|linear|.*_(float|bfloat|complex|int)\d+"
+    r"t\d+|kept\d+|tables|torch|rows|gy|walsh_hadamard|i?fft|uniform|bernoulli|sampled|scattered|native|native_product|native_reshape|linear|.*_(float|bfloat|complex|int)\d+"
 )
 
 
@@ -89,103 +90,25 @@ def emit(
     return Source(name, text, tuple(n for n, _ in arguments), tuple(writer.tables))
 
 
-class _Writer:
+class _Writer(Writer):
     """Writes one function, node by node."""
 
     def __init__(self, names: dict[Expr, str], types: Types, results: list[Expr], kernels: Kernels | None) -> None:
-        self.names = dict(names)
-        self.types, self.kernels = types, kernels
-        self.lines: list[str] = []
-        self.tables: list[Tabulated] = []
-        self.places: dict[str, str] = {}
-        self.given = frozenset(names.values())
-        self.casts: dict[tuple[Expr, str], str] = {}
-        self.fresh: set[Expr] = set()
+        super().__init__(names, types)
+        self.kernels = kernels
         order = reach(results, list(names))
         self.uses: Counter[Expr] = Counter(c for e in order if e not in names for c in e.children)
         self.uses.update(results)
-        self.sampled, self.unmade = fused([e for e in order if e not in names], results)
+        self.sparse, self.unmade = fused([e for e in order if e not in names], results)
+        self.transposed = transposed(order, names)
         self.deferred = {t for e in order if isinstance(e, Add) and e not in names for t in self._fusable(e)}
         self.deferred |= {e.x for e in order if isinstance(e, Scale) and e not in self.deferred and self._takes(e)}
-
-    # ------------------------------------------------------------------ names and text
 
     def visit(self, e: Expr) -> None:
         """Write the lines that compute a node."""
         if e in self.names or e in self.deferred or e in self.unmade:
             return
         EMIT[only(type(e))](self, e)  # type: ignore[arg-type]
-
-    def let(self, e: Expr, text: str, fresh: bool = False) -> None:
-        """Assign the value of a node."""
-        self.names[e] = f"t{len(self.names)}"
-        if fresh:
-            self.fresh.add(e)
-        self.lines.append(f"{self.names[e]} = {text}  # {show(e.dims)} {brief(e, 50)}")
-
-    def let_view(self, e: Expr, text: str, of: str) -> None:
-        """Assign a value that may lie where another does."""
-        self.let(e, text)
-        self.places[self.names[e]] = self.place(of)
-
-    def place(self, name: str) -> str:
-        """The name of the value in whose memory a value may lie."""
-        return self.places.get(name, name)
-
-    def alias(self, e: Expr, of: Expr) -> None:
-        """A node whose value is another's."""
-        self.names[e] = self.names[of]
-
-    def cast(self, e: Expr, dtype: str) -> str:
-        """The name of a node's value in a dtype."""
-        have = self.types[e]
-        if have == dtype:
-            return self.names[e]
-        if (e, dtype) not in self.casts and isinstance(e, Broadcast):  # cast the few entries, then repeat them
-            self.casts[e, dtype] = f"{self.names[e]}_{dtype}"
-            self.lines.append(f"{self.casts[e, dtype]} = {self._repeated(e, self.cast(e.x, dtype))}")
-        if (e, dtype) not in self.casts:
-            name = f"{re.sub(r'[^0-9A-Za-z_]', '', self.names[e])}_{dtype}"
-            self.casts[e, dtype] = name
-            text = (
-                f"torch.real({self.names[e]})"
-                if have.startswith("complex") and dtype[:7] != "complex"
-                else self.names[e]
-            )
-            self.lines.append(f"{name} = {text}.to(torch.{dtype})")
-        return self.casts[e, dtype]
-
-    def apart(self, results: Sequence[Expr], values: Sequence[str]) -> list[str]:
-        """Results that stay alive on their own: no two in one place, none in an argument's, and no slices, which would
-        hold all that they were cut from."""
-        taken: set[str] = set()
-        found: list[str] = []
-        for e, value in zip(results, values, strict=True):
-            root = self.place(value)
-            cut = isinstance(e, Take) and slices(e.index, e.size) is not None and bool(found)
-            mine = root in taken or root in self.given or cut
-            found.append(f"{value}.clone()" if mine else value)
-            taken.add(root)
-        return found
-
-    def dimension(self, d: Dim) -> str:
-        """A size in the text: a number, or an expression of the number of rows."""
-        if isinstance(d, int):
-            return str(d)
-        if d.free_symbols != {TOKENS}:
-            raise UnsupportedError(f"no code is generated for the symbolic size {d}")
-        return str(d.xreplace({TOKENS: sympy.Symbol("rows")}))
-
-    def shape(self, shape: Shape) -> str:
-        """A shape in the text."""
-        return ", ".join(map(self.dimension, shape))
-
-    def table(self, value: sympy.Expr | tuple[float, ...], shape: Shape, dtype: str) -> str:
-        """A constant tensor, built once per device."""
-        spec = Tabulated(value, shape, dtype)
-        if spec not in self.tables:
-            self.tables.append(spec)
-        return f"tables[{self.tables.index(spec)}]"
 
     # ------------------------------------------------------------------ products and sums
 
@@ -197,11 +120,19 @@ class _Writer:
             inner = t.x if isinstance(t, Scale) else t
             if self.uses[t] != 1 or t in self.names or (t is not inner and not number):
                 continue
-            if number:
+            if number or self._joins(t, e):
                 found.append(t)
             if self.uses[inner] == 1 and inner not in self.names and self._is_mm(inner, e):
                 found.append(inner)
         return found
+
+    def _joins(self, t: Expr, e: Add) -> bool:
+        """Is a term a sum whose terms the sum e can add itself?"""
+        return isinstance(t, Add) and self.types[t] == self.types[e] and stacked(t.terms) is None
+
+    def _terms(self, e: Add) -> list[Expr]:
+        """The terms of a sum, and those of the sums among them that are not written."""
+        return [s for t in e.terms for s in (self._terms(t) if isinstance(t, Add) and t in self.deferred else [t])]
 
     def _takes(self, e: Scale) -> bool:
         """Can a number go into the product that it scales?"""
@@ -225,8 +156,8 @@ class _Writer:
             names = ", ".join(self.cast(t, dtype) for t in found[1])
             self.let(e, f"torch.cat(({names}), {found[0]})", fresh=True)
             return
-        parts = [self._scaled(t) for t in e.terms]
-        products = [(c, t) for c, t in parts if t in self.deferred]
+        parts = [self._scaled(t) for t in self._terms(e)]
+        products = [(c, t) for c, t in parts if isinstance(t, Contract) and t in self.deferred]
         others = [(c, t) for c, t in parts if t not in self.deferred]
         text, own = self._start(others, products, dtype)
         self.let(e, text, fresh=True)
@@ -239,12 +170,16 @@ class _Writer:
             own = True
         for c, t in products:
             a, b = self._pair(t)
-            value = f"{a}, {b}{_alpha(c)}"
-            self.lines.append(f"{name}.addmm_({value})" if own else f"{name} = torch.addmm({name}, {value})")
+            if t in self.transposed:
+                value = f"{matmul(*turn((a, b)))}.t(){_alpha(c)}"
+                self.lines.append(f"{name}.add_({value})" if own else f"{name} = torch.add({name}, {value})")
+            else:
+                value = f"{a}, {b}{_alpha(c)}"
+                self.lines.append(f"{name}.addmm_({value})" if own else f"{name} = torch.addmm({name}, {value})")
             own = True
 
     def _start(
-        self, others: list[tuple[float, Expr]], products: list[tuple[float, Expr]], dtype: str
+        self, others: list[tuple[float, Expr]], products: list[tuple[float, Contract]], dtype: str
     ) -> tuple[str, bool]:
         """Text of the first terms, which leave the lists, and whether it is a new tensor."""
         plain = next((p for p in products if p[0] == 1), None)
@@ -260,7 +195,7 @@ class _Writer:
             return matmul(a, b, self.cast(bias[1].x, dtype)), True
         if plain and (not others or not any(self._owned(o, dtype) for o in others)):
             products.remove(plain)
-            return matmul(*self._pair(plain[1])), True
+            return self.product(plain[1]), True
         if not others:
             c, t = products.pop(0)
             return self._times(c, t, dtype), True
@@ -273,17 +208,18 @@ class _Writer:
         name = self.cast(first[1], dtype)
         return (name, False) if first[0] == 1 else (f"{name} * {first[0]!r}", True)
 
-    def _times(self, c: float, product: Expr, dtype: str) -> str:
+    def _times(self, c: float, e: Contract, dtype: str) -> str:
         """A number times a matrix product, in one call."""
-        zero = self.table(sympy.Integer(0), (), dtype)
-        return f"torch.addmm({zero}, {', '.join(self._pair(product))}, beta=0, alpha={c!r})"
+        zero, pair, back = self.table(sympy.Integer(0), (), dtype), self._pair(e), ""
+        if e in self.transposed:
+            pair, back = turn(pair), ".t()"
+        return f"torch.addmm({zero}, {', '.join(pair)}, beta=0, alpha={c!r}){back}"
 
     def _owned(self, term: tuple[float, Expr], dtype: str) -> bool:
         c, t = term
         return c == 1 and t in self.fresh and self.uses[t] == 1 and self.types[t] == dtype
 
-    def _pair(self, e: Expr) -> tuple[str, str]:
-        assert isinstance(e, Contract)
+    def _pair(self, e: Contract) -> tuple[str, str]:
         pair = matrix_operands(e, *self.operands(e))
         assert pair is not None
         return pair
@@ -293,6 +229,10 @@ class _Writer:
             return float(t.factor), t.x
         return 1.0, t
 
+    def product(self, e: Contract) -> str:
+        """Text of a product of two."""
+        return product(e, *self.operands(e), self.dimension, e in self.transposed)
+
     def contract(self, e: Contract) -> None:
         """A product of two, or axes in another order."""
         if len(e.operands) == 1:
@@ -300,8 +240,8 @@ class _Writer:
             order = ", ".join(str(letters.index(c)) for c in out)
             self.let_view(e, f"{self.names[e.operands[0]]}.permute({order})", self.names[e.operands[0]])
             return
-        if e in self.sampled:
-            a, rows, b, cols = (self.names[t] for t in self.sampled[e])
+        if e in self.sparse:
+            a, rows, b, cols = (self.names[t] for t in self.sparse[e])
             self.let(e, f"sampled({a}, {rows}, {b}, {cols}, torch.{self.types[e]})", fresh=True)
             return
         step = block_step(e, self.types, self.kernels)
@@ -309,10 +249,15 @@ class _Writer:
             other = self.cast(step.other, self.types[step.x])
             self.let(e, step.text(self.names[step.x], other, self.types[e]), fresh=True)
             return
+        spec = by_memory(e, self.types, self.kernels)
+        if spec is not None:
+            a, b = (self.names[t] for t in e.operands)
+            self.let(e, f"native_product('{spec}', {a}, {b}, torch.{self.types[e]})", fresh=True)
+            return
         g = groups(e)
         self.let(
             e,
-            product(e, *self.operands(e), self.dimension),
+            self.product(e),
             fresh=bool(g.left or g.right or g.batch),
         )
 
@@ -321,7 +266,7 @@ class _Writer:
         dtype = self.types[e]
         if isinstance(e.factor, sympy.Expr):
             raise UnsupportedError(f"no code is generated for the symbolic number {e.factor}")
-        if e.x in self.deferred:
+        if isinstance(e.x, Contract) and e.x in self.deferred:
             self.let(e, self._times(float(e.factor), e.x, dtype), fresh=True)
         elif e.x in self.fresh and self.uses[e.x] == 1 and self.types[e.x] == dtype:
             self.let_view(e, f"{self.names[e.x]}.mul_({e.factor!r})", self.names[e.x])
@@ -367,15 +312,15 @@ class _Writer:
 
     def broadcast(self, e: Broadcast) -> None:
         """A view with repeated entries."""
-        self.let_view(e, self._repeated(e, self.names[e.x]), self.names[e.x])
-
-    def _repeated(self, e: Broadcast, name: str) -> str:
-        ones = ", ".join(self.dimension(d) if j in e.axes else "1" for j, d in enumerate(e.size))
-        return f"{name}.reshape({ones}).expand({self.shape(e.size)})"
+        self.let_view(e, self.repeated(e, self.names[e.x]), self.names[e.x])
 
     def reshape(self, e: Reshape) -> None:
         """A view, or a copy where the strides ask for one."""
-        self.let_view(e, f"{self.names[e.x]}.reshape({self.shape(e.size) or '()'})", self.names[e.x])
+        name, shape = self.names[e.x], self.shape(e.size) or "()"
+        if self.kernels is not None and self.types[e] == "float32" and e.x.ndim > 1 and self.kernels.copies():
+            self.let_view(e, f"native_reshape({name}, ({shape},))", name)
+        else:
+            self.let_view(e, f"{name}.reshape({shape})", name)
 
     def take(self, e: Take) -> None:
         """Gather: a slice, or one gather over the flattened axes: on a CPU up to four times as fast as index_select."""
@@ -394,7 +339,11 @@ class _Writer:
 
     def put(self, e: Put) -> None:
         """Scatter: assignment to a slice of zeros, or one index_add over the flattened axes."""
-        dtype = self.types[e]
+        dtype, found = self.types[e], self.sparse.get(e)
+        if found is not None:
+            x, cols, c, rows = (self.names[t] for t in found)
+            self.let(e, f"scattered({x}, {cols}, {c}, {rows}, {self.dimension(e.size[1])}, torch.{dtype})", fresh=True)
+            return
         x, cut = self.names[e.x], slices(e.index, e.x.dims)
         if cut is not None:
             self.let(e, f"{x}.new_zeros(({self.shape(e.size)},))", fresh=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import inf, prod
 
 from adaptc.codegen.product import groups
 from adaptc.codegen.types import Types
@@ -11,31 +12,38 @@ from adaptc.ir.expr import Expr
 from adaptc.ir.prims import Contract, Draw
 
 DTYPES = ("float32", "bfloat16")
+SMALL = (2, 4, 8)  # rows and columns of a block that is worth repeating
+TINY = 4  # rows, columns or terms of a matrix product of which there are many
 
 
 @dataclass(frozen=True)
 class Kernels:
     """What a machine has. blocks: are products with (p, q) blocks in a dtype faster there than torch's? draws: random
-    numbers."""
+    numbers. products: those of two tensors that are bound by memory? copies: of tensors whose axes are turned?"""
 
     blocks: Callable[[int, int, str], bool]
     draws: Callable[[], bool]
+    products: Callable[[], bool]
+    copies: Callable[[], bool]
 
 
 @dataclass(frozen=True)
 class BlockStep:
     """A product with blocks along the diagonal. kind "apply": x (m, g, p), R (g, p, q) or, transposed, (g, q, p) ->
     (m, g, q). kind "gradient": x (m, g, p), gy (m, g, q) -> (g, p, q). order: the axes of the result in the node's own
-    order, None where they agree."""
+    order, None where they agree. shared: g, where all blocks are one and R has no axis for them."""
 
     kind: str
     x: Expr
     other: Expr
     transposed: bool
     order: tuple[int, ...] | None
+    shared: int | None = None
 
     def text(self, x: str, other: str, dtype: str) -> str:
         """The call, in the node's own axis order."""
+        if self.shared is not None:
+            other = f"{other}.expand({self.shared}, -1, -1)"
         if self.kind == "apply":
             call = f"native.blocks_apply({x}, {other}{', True' if self.transposed else ''})"
         else:
@@ -60,26 +68,59 @@ def block_step(e: Contract, types: Types, kernels: Kernels | None) -> BlockStep 
     return None
 
 
+def by_memory(e: Contract, types: Types, kernels: Kernels | None) -> str | None:
+    """The letters of a product that takes its operands' traffic, not its arithmetic, and that torch takes long for: one
+    that sums and is no matrix product, or many small ones. None for any other, or without a kernel."""
+    if kernels is None or len(e.operands) != 2:
+        return None
+    found = [types[t] for t in (e, *e.operands)]
+    if not all(d in DTYPES for d in found) and found != ["complex64"] * 3:
+        return None
+    g, (inputs, out) = groups(e), e.terms
+    if not g.summed or not e.dims or not all(t.dims for t in e.operands):
+        return None
+    real = types[e] in DTYPES  # complex ones are many small ones: one for each frequency
+    if (g.left or g.right) and not (
+        g.batch and (not real or min(_extent(e, c) for c in (g.left, g.summed, g.right)) <= TINY)
+    ):
+        return None
+    return f"{','.join(inputs)}->{out}" if kernels.products() else None
+
+
+def _extent(e: Contract, letters: str) -> float:
+    """How many entries some indices go through; tokens are many."""
+    inputs, _ = e.terms
+    sizes = {c: d for t, op in zip(inputs, e.operands, strict=True) for c, d in zip(t, op.dims, strict=True)}
+    return prod(d if isinstance(d, int) else inf for d in (sizes[c] for c in letters))
+
+
 def _block(step: BlockStep) -> tuple[int | None, int]:
     p = step.x.dims[2]
-    q = step.other.dims[1 if step.transposed else 2]
+    q = step.other.dims[-2 if step.transposed else -1]
     return (p, q) if isinstance(p, int) and isinstance(q, int) else (None, 0)
 
 
 def _apply(e: Contract, first: int, second: int, types: Types) -> BlockStep | None:
     g, (inputs, out) = groups(e), e.terms
     alone, right = (g.left, g.right) if first == 0 else (g.right, g.left)
+    shared = None
+    if not g.batch and len(alone) == 2 and g.summed and e.operands[first].ndim == 3:  # the same block everywhere
+        x = e.operands[first]
+        alone, g, shared = inputs[first][0], replace(g, batch=inputs[first][1]), x.dims[1]
+        if x.dims[2] not in SMALL or e.operands[second].dims != (x.dims[2], x.dims[2]) or not isinstance(shared, int):
+            return None
     if not all(len(letters) == 1 for letters in (g.batch, g.summed, alone, right)):
         return None
     if inputs[first] != alone + g.batch + g.summed or types[e] not in DTYPES:
         return None
     if types[e.operands[first]] != types[e]:
         return None
-    known = {g.batch + g.summed + right: False, g.batch + right + g.summed: True}
+    some = "" if shared else g.batch
+    known = {some + g.summed + right: False, some + right + g.summed: True}
     if inputs[second] not in known:
         return None
     order = _order(alone + g.batch + right, out)
-    return BlockStep("apply", e.operands[first], e.operands[second], known[inputs[second]], order)
+    return BlockStep("apply", e.operands[first], e.operands[second], known[inputs[second]], order, shared)
 
 
 def _gradient(e: Contract, types: Types) -> BlockStep | None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import inf, prod
 
 from adaptc.ir.dims import Dim
 from adaptc.ir.prims import Contract
@@ -52,6 +53,19 @@ def flip(name: str) -> str:
     return name.removesuffix(".t()") if name.endswith(".t()") else f"{name}.t()"
 
 
+def turn(pair: tuple[str, str]) -> tuple[str, str]:
+    """The operands whose product is the transpose."""
+    first, second = pair
+    return flip(second), flip(first)
+
+
+def turned(node: Contract) -> bool:
+    """Is a matrix product better computed as its transpose? Few columns take two to fourteen times as long as few
+    rows."""
+    _, out = node.terms
+    return _narrow(node, out[1]) and not _narrow(node, out[0])
+
+
 def _narrow(node: Contract, letter: str) -> bool:
     inputs, _ = node.terms
     sizes = [
@@ -67,17 +81,12 @@ def matmul(first: str, second: str, bias: str | None = None) -> str:
     return f"torch.addmm({bias}, {first}, {second})" if bias else f"torch.mm({first}, {second})"
 
 
-def product(node: Contract, a: str, b: str, dimension: Dimension) -> str:
-    """Text of the product of the tensors named a and b."""
+def product(node: Contract, a: str, b: str, dimension: Dimension, transposed: bool = False) -> str:
+    """Text of the product of the tensors named a and b; a matrix product as its transpose, if it is to lie so."""
     g, ((la, lb), out) = groups(node), node.terms
     pair = matrix_operands(node, a, b)
     if pair is not None:
-        if _narrow(node, out[1]) and not _narrow(
-            node, out[0]
-        ):  # few columns: twice to twenty times slower than few rows
-            first, second = (flip(t) for t in reversed(pair))
-            return f"{matmul(first, second)}.t()"
-        return matmul(*pair)
+        return f"{matmul(*turn(pair))}.t()" if transposed else matmul(*pair)
     if not g.summed:
         return f"{spread(a, la, out)} * {spread(b, lb, out)}"
     if not g.left and not g.right:
@@ -95,22 +104,41 @@ def _batched(node: Contract, g: Groups, a: str, b: str, dimension: Dimension) ->
     def count(letters: str) -> str:
         return " * ".join(dimension(sizes[c]) for c in letters) or "1"
 
-    if not g.batch:
+    order = g.batch + g.left + g.right
+    if not g.batch and _flipped(g, out, sizes):
+        x = _grouped(b, lb, [g.right, g.summed], count)
+        y = _grouped(a, la, [g.summed, g.left], count)
+        result, order = f"torch.mm({x}, {y})", g.right + g.left
+    elif not g.batch:
         x = _grouped(a, la, [g.left, g.summed], count)
         y = _grouped(b, lb, [g.summed, g.right], count)
         result = f"torch.mm({x}, {y})"
     else:
-        x = _grouped(a, la, [g.batch, g.left, g.summed], count)
-        y = _grouped(b, lb, [g.batch, g.summed, g.right], count)
+        x = _grouped(a, la, [g.batch, g.left, g.summed], count, _scattered(la, g))
+        y = _grouped(b, lb, [g.batch, g.summed, g.right], count, _scattered(lb, g))
         result = f"torch.bmm({x}, {y})"
-    order = g.batch + g.left + g.right
     shape = ", ".join(dimension(sizes[c]) for c in order)
     exact = len(g.left) == 1 and len(g.right) == 1 and len(g.batch) <= 1
     return _permute(result if exact else f"{result}.reshape({shape})", order, out)
 
 
-def _grouped(name: str, letters: str, parts: list[str], count: Callable[[str], str]) -> str:
+def _flipped(g: Groups, out: str, sizes: Mapping[str, Dim]) -> bool:
+    """Is a product over groups of indices better computed as its transpose: because the result then lies in memory as
+    it is asked for, or because it has few columns?"""
+    rows, columns = (prod(d if isinstance(d, int) else inf for d in (sizes[c] for c in t)) for t in (g.left, g.right))
+    if min(rows, columns) <= NARROW and max(rows, columns) < inf:
+        return columns < rows
+    return out == g.right + g.left
+
+
+def _scattered(letters: str, g: Groups) -> bool:
+    """Are the entries of an item apart in memory? torch.bmm then goes through the items one by one."""
+    return letters[-1] in g.batch or (not set(letters) & {*g.left, *g.right} and not letters.endswith(g.summed))
+
+
+def _grouped(name: str, letters: str, parts: list[str], count: Callable[[str], str], packed: bool = False) -> str:
     text = _permute(name, letters, "".join(parts))
+    text = f"{text}.contiguous()" if packed else text
     if all(len(p) == 1 for p in parts):
         return text
     return f"{text}.reshape({', '.join(count(p) for p in parts)})"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from adaptc.ir.expr import Expr
+from adaptc.ir.expr import Expr, postorder
 from adaptc.ir.prims import Broadcast, Contract, Leaf, Scale
 from adaptc.plan.plan import Plan, is_view
 
@@ -33,8 +33,10 @@ class Graph:
         return self._seen(e.children, way)
 
     def results(self) -> list[dict[str, object]]:
-        """y and every gradient: way, name, and where it comes from."""
+        """y, what is kept that y is not made of, and every gradient: way, name, and where it comes from."""
+        below = set(postorder(self.plan.y))
         ends = [(FORWARD, "y", self.plan.y)]
+        ends += [(FORWARD, "kept for backward", k.node) for k in self.plan.kept if k.node not in below]
         ends += [(BACKWARD, f"gradient of {leaf.name}", g) for leaf, g in self.plan.gradients]
         return [{"way": way, "name": name, "reads": self._seen([e], way)} for way, name, e in ends]
 

@@ -43,6 +43,7 @@ WORTH = 0.25  # of a base product per entry: what costs as much to recompute is 
 CHEAP = 16  # flops an entry: such a value is never kept
 LITTLE = 0.25  # of x: what is smaller may be kept in its place
 TURNED = 4  # passes over the operands of a sampled product: they are transposed, and read by column
+SCATTERED = 0.5  # passes over the products that a scatter of scaled columns never writes
 GATHERED = 3  # passes over what is picked by index
 MANY = 16  # contractions whose parts are compared
 PARTS = 4  # of them, that may be computed first
@@ -108,7 +109,7 @@ def evaluate(task: Task, chosen: Chosen) -> tuple[Plan, dict[Key, Choice]]:
         kept = _keep(trial, ordered, back, again)
     found = dict(zip(gradients, back, strict=True))
     given = [k.node for k in kept]
-    roots = [[ordered], *([found[e] for e in _leaves(task, p) if e in found] for p in (INPUT, PARAMETERS))]
+    roots = [[ordered, *given], *([found[e] for e in _leaves(task, p) if e in found] for p in (INPUT, PARAMETERS))]
     apart = tuple(_seconds(task, where, steps(r, given if j else ())) for j, r in enumerate(roots))
     seconds = apart[0] + _seconds(task, where, steps(back, given))
     if not task.wrt:  # values of parameters alone are held from call to call
@@ -195,7 +196,9 @@ def step_seconds(task: Task, where: Device, nodes: list[Expr]) -> dict[Expr, flo
             c = _cost(e, task.at)
             moved = _passes(e) * c.entries
             if e in read:
-                moved = TURNED * sum(entries(t.dims, task.size) for t in (read[e].a, read[e].b))
+                moved = TURNED * sum(entries(t.dims, task.size) for t in read[e] if depends_on_tokens(t))
+                if isinstance(e, Put):
+                    moved += TURNED * entries(e.dims, task.size) + SCATTERED * entries(e.x.dims, task.size)
             if moved:
                 found[e] = where.seconds(c.gemm, ITEM * moved, c.flops - c.gemm)
     return found

@@ -109,8 +109,8 @@ class Plan:
 
     @property
     def forward(self) -> list[Expr]:
-        """The steps of the forward program, in order."""
-        return steps([self.y], ())
+        """The steps of the forward program, in order: y, and what is kept that y is not made of."""
+        return steps([self.y, *(k.node for k in self.kept)], ())
 
     @property
     def backward(self) -> list[Expr]:

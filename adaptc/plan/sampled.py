@@ -1,7 +1,7 @@
-"""A step of its own: entries of a^T b at some places, without the other entries.
+"""Steps of their own for sparse matrices, which have one trained entry t at (rows[t], cols[t]).
 
-einsum("mt,mt->t", a[:, rows], b[:, cols]) is the gradient of a sparse matrix. As written it gathers an m x t copy of
-both operands; the step reads them where they are.
+einsum("mt,mt->t", a[:, rows], b[:, cols]) is the gradient of one, and y = 0; y[:, rows] += x[:, cols] * c its product.
+As written they gather m x t copies; the steps read the operands where they are.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from adaptc.ir.dims import TOKENS
 from adaptc.ir.expr import Expr
-from adaptc.ir.prims import INDEX, At, Contract, Take
+from adaptc.ir.prims import INDEX, At, Contract, Put, Take
 
 
 class Sampled(NamedTuple):
@@ -21,6 +21,31 @@ class Sampled(NamedTuple):
     rows: Expr
     b: Expr
     cols: Expr
+
+
+class Scattered(NamedTuple):
+    """out[m, rows[t]] += c[t] x[m, cols[t]], after out = 0."""
+
+    x: Expr
+    cols: Expr
+    c: Expr
+    rows: Expr
+
+
+def scattered(e: Expr) -> Scattered | None:
+    """The step that computes a scatter of scaled columns, if it is one."""
+    if not isinstance(e, Put) or e.kind != "real" or len(e.size) != 2 or not isinstance(e.x, Contract):
+        return None
+    first, rows = e.index
+    product = e.x
+    if first != INDEX[0] or not isinstance(rows, At) or rows.axis != 1 or len(product.operands) != 2:
+        return None
+    (left, right), out = product.terms
+    picked, c = product.operands if len(left) == 2 else product.operands[::-1]
+    if sorted((left, right), key=len) != [out[-1:], out] or c.ndim != 1:
+        return None
+    columns = _columns(picked)
+    return None if columns is None else Scattered(*columns, c, rows.table)
 
 
 def sampled(e: Expr) -> Sampled | None:
@@ -43,9 +68,26 @@ def _columns(e: Expr) -> tuple[Expr, Expr] | None:
     return e.x, second.table
 
 
-def fused(nodes: Sequence[Expr], results: Sequence[Expr]) -> tuple[dict[Expr, Sampled], set[Expr]]:
-    """Which of the nodes that a program computes are such steps, and the gathered operands that are then never made."""
+def fused(nodes: Sequence[Expr], results: Sequence[Expr]) -> tuple[dict[Expr, Sampled | Scattered], set[Expr]]:
+    """Which of the nodes that a program computes are such steps, and what between their operands and them is then never
+    made."""
     inside = set(nodes)
-    found = {e: s for e in nodes if (s := sampled(e)) is not None and inside.issuperset(e.children)}
-    users = {c for e in nodes if e not in found for c in e.children}
-    return found, {op for e in found for op in e.children if op not in users and op not in results}
+    found: dict[Expr, Sampled | Scattered] = {}
+    between: dict[Expr, list[Expr]] = {}
+    for e in nodes:
+        if (s := sampled(e)) is not None and inside.issuperset(e.children):
+            found[e], between[e] = s, [*e.children]
+    users: dict[Expr, set[Expr]] = {}
+    for e in nodes:
+        for c in e.children:
+            users.setdefault(c, set()).add(e)
+    for e in nodes:
+        t = scattered(e)
+        if t is not None and isinstance(e, Put) and e.x in inside and e.x not in results and users[e.x] == {e}:
+            found[e], between[e] = t, [e.x, *(c for c in e.x.children if c is not t.c and c in inside)]
+    passed = {e for some in between.values() for e in some}
+    unmade: set[Expr] = set()
+    for e in reversed(nodes):  # users first
+        if e in passed and e not in results and all(u in unmade or e in between.get(u, ()) for u in users[e]):
+            unmade.add(e)
+    return found, unmade

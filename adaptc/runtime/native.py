@@ -26,7 +26,7 @@ else:
     _reason = ""
 
 CODES = {torch.float32: 0, torch.bfloat16: 1}
-"""The dtypes that the kernels read and write."""
+"""The dtypes that the kernels read and write; those of `products` complex64 too, which is 2."""
 
 BEST = -1
 SERIAL = 1 << 15  # below this many multiplications, or draws, a second thread costs more than it saves
@@ -128,7 +128,7 @@ def blocks_apply(x: Tensor, R: Tensor, transposed: bool = False, level: int = BE
         CODES[x.dtype],
         CODES[R.dtype],
         transposed,
-        _threads(m * g * p * q),
+        threads_for(m * g * p * q),
         level,
     )
     return out
@@ -151,7 +151,7 @@ def blocks_gradient(x: Tensor, gy: Tensor, dtype: torch.dtype, level: int = BEST
         x.stride(0),
         gy.stride(0),
         CODES[x.dtype],
-        _threads(m * g * p * q),
+        threads_for(m * g * p * q),
         level,
     )
     return out if dtype == torch.float32 else out.to(dtype)
@@ -170,14 +170,12 @@ def samples(a: Tensor, b: Tensor, rows: Tensor, cols: Tensor) -> bool:
 
 
 def sampled(a: Tensor, rows: Tensor, b: Tensor, cols: Tensor, level: int = BEST) -> Tensor:
-    """out[t] = sum_m a[rows[t], m] b[cols[t], m], in float32. Raises IndexError for a place outside."""
+    """out[t] = sum_m a[m, rows[t]] b[m, cols[t]], in float32. Raises IndexError for a place outside."""
     rows, cols = rows.contiguous(), cols.contiguous()
-    for at, of in ((rows, a), (cols, b)):
-        if at.numel() and not 0 <= int(at.min()) <= int(at.max()) < of.shape[0]:
-            raise IndexError(f"a place outside of {of.shape[0]} rows")
-    a, b = a.contiguous(), b.contiguous()
+    _check_places(rows, a.shape[1])
+    _check_places(cols, b.shape[1])
+    a, b = (t if t.stride(1) == 1 else t.contiguous() for t in (a, b))
     out = torch.empty(rows.numel(), dtype=torch.float32)
-    m = a.shape[1]
     _native.sampled(
         a.data_ptr(),
         b.data_ptr(),
@@ -185,12 +183,47 @@ def sampled(a: Tensor, rows: Tensor, b: Tensor, cols: Tensor, level: int = BEST)
         cols.data_ptr(),
         out.data_ptr(),
         rows.numel(),
-        m,
+        a.shape[0],
+        a.shape[1],
+        b.shape[1],
+        a.stride(0),
+        b.stride(0),
         CODES[a.dtype],
-        _threads(rows.numel() * m),
+        threads_for(rows.numel() * a.shape[0]),
         level,
     )
     return out
+
+
+def scattered(x: Tensor, cols: Tensor, c: Tensor, rows: Tensor, n: int, level: int = BEST) -> Tensor:
+    """out (m, n) with out[:, rows[t]] += c[t] x[:, cols[t]] for all t in turn, summed in float32, in x's dtype. c is
+    float32. Raises IndexError for a place outside."""
+    rows, cols, c = rows.contiguous(), cols.contiguous(), c.contiguous()
+    _check_places(rows, n)
+    _check_places(cols, x.shape[1])
+    x = x if x.stride(1) == 1 else x.contiguous()
+    out = x.new_empty((x.shape[0], n))
+    _native.scatter(
+        x.data_ptr(),
+        c.data_ptr(),
+        rows.data_ptr(),
+        cols.data_ptr(),
+        out.data_ptr(),
+        rows.numel(),
+        x.shape[0],
+        x.shape[1],
+        n,
+        x.stride(0),
+        CODES[x.dtype],
+        threads_for(x.shape[0] * (rows.numel() + n)),
+        level,
+    )
+    return out
+
+
+def _check_places(at: Tensor, count: int) -> None:
+    if at.numel() and not 0 <= int(at.min()) <= int(at.max()) < count:
+        raise IndexError(f"a place outside of {count} rows")
 
 
 def uniform(seed: Tensor, stream: int, shape: tuple[int, ...], dtype: torch.dtype, level: int = BEST) -> Tensor:
@@ -216,7 +249,7 @@ def _draw(seed: Tensor, stream: int, threshold: int, shape: tuple[int, ...], dty
         m,
         k,
         CODES[dtype],
-        _threads(m * k),
+        threads_for(m * k),
         level,
     )
     return out
@@ -230,5 +263,6 @@ def _rows(x: Tensor) -> Tensor:
     return x if straight else x.contiguous()
 
 
-def _threads(operations: int) -> int:
+def threads_for(operations: int) -> int:
+    """How many threads share that many multiplications."""
     return 1 if operations < SERIAL else torch.get_num_threads()

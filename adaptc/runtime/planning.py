@@ -23,9 +23,9 @@ OBSERVED = "observed "
 FEW = 0  # the bucket of tokens so few that the price of a call counts for more than its products
 PRODUCTS = 1 << 17  # in x W^T: below it that is so
 MOST = 64  # tokens that are few
-BUCKETS = (*((2 * m, m) for m in (1, 4, 16, 64, 256, NOMINAL, 4096)), (sys.maxsize, 16384))
-"""The most tokens of a bucket, and the number that it is planned for: no call has more than twice as many, or half, but
-those with more than twice the most."""
+BUCKETS = (*((m + m // 2, m) for m in (1 << j for j in range(14))), (sys.maxsize, 16384))
+"""The most tokens of a bucket, and the number that it is planned for: no call has more than half as many again, or a
+quarter less, but those with more than that of the last."""
 
 ITEMS = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 

@@ -32,9 +32,11 @@ from adaptc.ir.printer import brief, formula
 from adaptc.plan.plan import NOMINAL, Plan, Task, depends_on_tokens
 from adaptc.plan.search import plan
 from adaptc.runtime import native
+from adaptc.runtime.copies import reshape as native_reshape
 from adaptc.runtime.planning import FEW, OBSERVED, PRODUCTS, Signature, bucket, few_rows, planned, planned_as
+from adaptc.runtime.products import product as native_product
 from adaptc.runtime.random import bernoulli, uniform
-from adaptc.runtime.sampled import sampled
+from adaptc.runtime.sampled import sampled, scattered
 from adaptc.runtime.split import Split, split
 from adaptc.runtime.stack import Stack
 from adaptc.runtime.tables import tabulate
@@ -111,10 +113,13 @@ def load(source: Source) -> Callable[..., tuple[Tensor, ...]]:
         "ifft": ifft,
         "walsh_hadamard": walsh_hadamard,
         "native": native,
+        "native_product": native_product,
+        "native_reshape": native_reshape,
         "empty_like": torch.empty_like,
         "straight": native.straight,
         "steps": native.steps(source.strided) if source.strided else None,
         "sampled": sampled,
+        "scattered": scattered,
         "uniform": uniform,
         "bernoulli": bernoulli,
     }
@@ -155,7 +160,8 @@ def kernels(device: str) -> Kernels | None:
     """The compiled kernels that a kind of device has. Asking says once, visibly, if they are missing."""
     if device != "cpu":
         return None
-    return Kernels(lambda p, q, dtype: native.ready() and native.pays(p, q, getattr(torch, dtype)), native.ready)
+    ready = native.ready
+    return Kernels(lambda p, q, dtype: ready() and native.pays(p, q, getattr(torch, dtype)), ready, ready, ready)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -45,6 +45,18 @@ void share(Index items, Index grain, int threads, Work work) {
     }
 }
 
+constexpr Index TOGETHER = 32;  // columns of b that stay in the first cache
+
+// `from` in the order of key(place) < keys, equal ones as they come.
+template <class Key>
+void sort(const Place* from, Index places, Index keys, Place* to, Key key) {
+    const Buffer<Index> next(keys + 1);
+    std::fill_n(next.get(), keys + 1, Index{0});
+    for (Index j = 0; j < places; ++j) ++next.get()[key(from[j]) + 1];
+    for (Index r = 0; r < keys; ++r) next.get()[r + 1] += next.get()[r];
+    for (Index j = 0; j < places; ++j) to[next.get()[key(from[j])]++] = from[j];
+}
+
 }  // namespace
 
 int levels() { return all().count; }
@@ -70,9 +82,43 @@ void draw(const Draw& c, int threads, int index) {
     share(c.m, 1, threads, [&](Index first, Index last) { use.draw(c, columns.get(), first, last); });
 }
 
-void sampled(const Sampled& c, int threads, int index) {
+void sampled(const Sampled& call, int threads, int index) {
     const Level& use = level(index);
-    share(c.places, 16, threads, [&](Index first, Index last) { use.sampled(c, first, last); });
+    const Buffer<float> columns(use.span * (call.n + call.k));
+    const Buffer<Place> order(call.places), by_row(call.places);
+    for (Index t = 0; t < call.places; ++t) {
+        order.get()[t] = {static_cast<std::int32_t>(call.rows[t]), static_cast<std::int32_t>(call.cols[t]), t};
+    }
+    sort(order.get(), call.places, call.n, by_row.get(), [](const Place& p) { return p.row; });
+    sort(by_row.get(), call.places, call.k / TOGETHER + 1, order.get(), [](const Place& p) { return p.col / TOGETHER; });
+    const Buffer<float> sums(call.places);
+    if (!call.m) std::fill_n(sums.get(), call.places, 0.0f);
+    Sampled c = call;
+    c.columns = columns.get();
+    c.order = order.get();
+    c.sums = sums.get();
+    for (c.token = 0; c.token < c.m; c.token += use.span) {
+        share(use.span, 16, threads, [&](Index first, Index last) { use.columns_of(c, first, last); });
+        share(c.places, 16, threads, [&](Index first, Index last) { use.sampled(c, first, last); });
+    }
+    for (Index j = 0; j < c.places; ++j) c.out[c.order[j].at] = c.sums[j];
+}
+
+void scatter(const Scatter& c, int threads, int index) {
+    const Level& use = level(index);
+    share(c.m, 16, threads, [&](Index first, Index last) { use.scatter(c, first, last); });
+}
+
+void product(const Product& c, int threads, int index) {
+    const Level& use = level(index);
+    share(use.product_items(c), 1, threads, [&](Index first, Index last) { use.product(c, first, last); });
+}
+
+void copy(const Copy& c, int threads, int index) {
+    const Level& use = level(index);
+    Index items = 1;
+    for (int d = 0; d < c.loops - (c.turned ? 2 : 1); ++d) items *= c.loop[d].extent;
+    share(items, 1, threads, [&](Index first, Index last) { use.copy(c, first, last); });
 }
 
 }  // namespace adaptc

@@ -2,6 +2,8 @@
 #pragma once
 
 #include "blocks.h"
+#include "products.h"
+#include "copies.h"
 #include "random.h"
 #include "sampled.h"
 #include "small_blocks.h"
@@ -84,12 +86,17 @@ TARGET void draw(const Draw& c, const std::uint32_t* columns, Index first, Index
                                     : draw_rows<bf16>(c, columns, first, last);
 }
 
-TARGET void sampled(const Sampled& c, Index first, Index last) {
-    return c.data == Dtype::float32 ? sampled_rows<float>(c, first, last) : sampled_rows<bf16>(c, first, last);
+TARGET void columns_of(const Sampled& c, Index first, Index last) {
+    return c.data == Dtype::float32 ? columns_typed<float>(c, first, last) : columns_typed<bf16>(c, first, last);
+}
+
+TARGET void scatter(const Scatter& c, Index first, Index last) {
+    return c.data == Dtype::float32 ? scatter_tokens<float>(c, first, last) : scatter_tokens<bf16>(c, first, last);
 }
 
 }  // namespace
 
 const adaptc::Level adaptc::LEVEL = {
-    LEVEL_NAME, packed_floats, packed_items, pack, apply, gradient_items, gradient, column_hashes, ::draw, ::sampled, run_steps,
+    LEVEL_NAME, packed_floats, packed_items, pack, apply, gradient_items, gradient, column_hashes, ::draw, SPAN,
+    columns_of, sampled_places, ::scatter, product_items, ::product, ::copy, run_steps,
 };

@@ -10,7 +10,7 @@ namespace adaptc {
 
 using Index = std::ptrdiff_t;
 
-enum class Dtype : int { float32 = 0, bfloat16 = 1 };
+enum class Dtype : int { float32 = 0, bfloat16 = 1, complex64 = 2 };
 
 // out[t, b*q + j] = sum_i x[t, b*p + i] R[b, i, j], or R[b, j, i] if transposed.
 struct Apply {
@@ -31,14 +31,34 @@ struct Gradient {
     Dtype data;
 };
 
-// out[t] = sum_m a[rows[t], m] b[cols[t], m], in float32.
+struct Place {
+    std::int32_t row, col;
+    Index at;
+};
+
+// out[t] = sum_m a[m, rows[t]] b[m, cols[t]], in float32, for a (m, n) and b (m, k).
 struct Sampled {
     const void* a;
     const void* b;
     const std::int64_t* rows;
     const std::int64_t* cols;
     float* out;
-    Index places, m;
+    Index places, m, n, k, a_stride, b_stride;
+    Dtype data;
+    Index token;         // from which on `span` tokens are added to out, or, if it is the first, written
+    float* columns;      // of a, then of b: those tokens of each
+    const Place* order;  // the places, so that neighbours read neighbouring columns, which stay in the cache
+    float* sums;         // in that order
+};
+
+// out[m, rows[t]] += c[t] x[m, cols[t]] for all t, after out = 0.
+struct Scatter {
+    const void* x;
+    const float* c;
+    const std::int64_t* rows;
+    const std::int64_t* cols;
+    void* out;
+    Index places, m, k, n, x_stride;
     Dtype data;
 };
 
@@ -65,6 +85,29 @@ struct Step {
     double scale;
     Index out_at, a_at, b_at;
     int loops;
+    Loop loop[LOOPS];
+};
+
+// out = scale * sum of a * b. Loops: `outer` ones, each an output of its own; `summed` ones; `inner` ones, at most a
+// tile of sums, of which the last goes along vectors: there out and a go on by 1, b by 1 or 0. Without inner loops the
+// last summed one goes along vectors, a and b by 1. Complex numbers are so in a, b and out; *_sign is that of the imaginary
+// parts, and there is no product without inner loops.
+struct Product {
+    const void* a;
+    const void* b;
+    void* out;
+    Dtype a_type, b_type, out_type;
+    float scale, a_sign, b_sign;
+    int outer, summed, inner;
+    Loop loop[LOOPS];
+};
+
+// out = a. turned: out goes on by 1 in the last loop, a in the one before, and both are a tile's.
+struct Copy {
+    const void* from;
+    void* to;
+    int loops;
+    bool turned;
     Loop loop[LOOPS];
 };
 
@@ -95,7 +138,13 @@ struct Level {
     void (*gradient)(const Gradient&, Index first, Index last);
     void (*columns)(std::uint32_t* hashes, Index k);
     void (*draw)(const Draw&, const std::uint32_t* columns, Index first, Index last);  // rows
-    void (*sampled)(const Sampled&, Index first, Index last);  // places
+    Index span;  // tokens that `sampled` lays beside each other
+    void (*columns_of)(const Sampled&, Index first, Index last);  // tokens of a span
+    void (*sampled)(const Sampled&, Index first, Index last);     // places
+    void (*scatter)(const Scatter&, Index first, Index last);  // tokens
+    Index (*product_items)(const Product&);
+    void (*product)(const Product&, Index first, Index last);  // items
+    void (*copy)(const Copy&, Index first, Index last);  // positions of all loops but a tile's
     void (*run_steps)(const Step* steps, Index count, void* const* buffers, bool wide);
 };
 
@@ -111,6 +160,9 @@ void blocks_apply(const Apply&, int threads, int level);
 void blocks_gradient(const Gradient&, int threads, int level);
 void draw(const Draw&, int threads, int level);
 void sampled(const Sampled&, int threads, int level);
+void scatter(const Scatter&, int threads, int level);
+void product(const Product&, int threads, int level);
+void copy(const Copy&, int threads, int level);
 
 // Uninitialised memory on a cache line.
 template <class T>

@@ -29,6 +29,7 @@ using adaptc::Dtype;
 using adaptc::Gradient;
 using adaptc::Index;
 using adaptc::Sampled;
+using adaptc::Scatter;
 using bf16 = std::uint16_t;
 
 ADAPTC_INLINE float widen(float x) { return x; }
@@ -78,6 +79,19 @@ ADAPTC_INLINE void store_part(T* to, Vec v, Index n) {
     std::memcpy(to, some, sizeof(T) * n);
 }
 #endif
+
+// The sum of all lanes, in every lane.
+template <int S = LANES / 2>
+ADAPTC_INLINE Vec sum_lanes(Vec v) {
+    v = add(v, exchange<S>(v));
+    if constexpr (S > 1) return sum_lanes<S / 2>(v);
+    return v;
+}
+ADAPTC_INLINE float first_lane(Vec v) {
+    float lane;
+    std::memcpy(&lane, &v, sizeof lane);
+    return lane;
+}
 
 ADAPTC_INLINE Index whole(Index n) { return (n + LANES - 1) / LANES * LANES; }
 

@@ -51,5 +51,38 @@ template <int P, int I>
 ADAPTC_INLINE Vec spread(Vec v) {
     return spread<P, I>(v, std::make_integer_sequence<int, LANES>{});
 }
+template <int S, int... L>
+ADAPTC_INLINE Vec exchange(Vec v, std::integer_sequence<int, L...>) {
+#if defined(__clang__)
+    return __builtin_shufflevector(v, v, (L ^ S)...);
+#else
+    return __builtin_shuffle(v, Signed{(L ^ S)...});
+#endif
+}
+// Lanes l and l ^ S change places; S is a power of two.
+template <int S>
+ADAPTC_INLINE Vec exchange(Vec v) { return exchange<S>(v, std::make_integer_sequence<int, LANES>{}); }
+// Of two vectors, in turn, groups of S lanes: the even ones of both, or the odd ones.
+template <int S, bool ODD, int... L>
+ADAPTC_INLINE Vec groups(Vec a, Vec b, std::integer_sequence<int, L...>) {
+#if defined(__clang__)
+    return __builtin_shufflevector(a, b, (L / S % 2 ? L - (ODD ? 0 : S) + LANES : L + (ODD ? S : 0))...);
+#else
+    return __builtin_shuffle(a, b, Signed{(L / S % 2 ? L - (ODD ? 0 : S) + LANES : L + (ODD ? S : 0))...});
+#endif
+}
+template <int S>
+ADAPTC_INLINE void transpose_groups(Vec* v) {
+    const auto all = std::make_integer_sequence<int, LANES>{};
+    ADAPTC_UNROLL for (int l = 0; l < LANES; ++l) {
+        if (l / S % 2) continue;
+        const Vec a = v[l], b = v[l + S];
+        v[l] = groups<S, false>(a, b, all);
+        v[l + S] = groups<S, true>(a, b, all);
+    }
+    if constexpr (2 * S < LANES) transpose_groups<2 * S>(v);
+}
+// Lane j of v[l] and lane l of v[j] change places.
+ADAPTC_INLINE void transpose(Vec* v) { transpose_groups<1>(v); }
 
 }  // namespace

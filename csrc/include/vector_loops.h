@@ -39,5 +39,16 @@ ADAPTC_INLINE Vec spread(Vec v) {
     for (int l = 0; l < LANES; ++l) r.lane[l] = v.lane[l / P * P + I];
     return r;
 }
+template <int S>
+ADAPTC_INLINE Vec exchange(Vec v) {
+    Vec r;
+    for (int l = 0; l < LANES; ++l) r.lane[l] = v.lane[l ^ S];
+    return r;
+}
+ADAPTC_INLINE void transpose(Vec* v) {
+    for (int l = 0; l < LANES; ++l) {
+        for (int j = 0; j < l; ++j) std::swap(v[l].lane[j], v[j].lane[l]);
+    }
+}
 
 }  // namespace
