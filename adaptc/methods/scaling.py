@@ -4,13 +4,13 @@ import adaptc as ac
 
 
 @ac.adapter
-def ia3(W, bias):
-    """IA3: every output is scaled, W' = diag(l) W, bias' = l * bias.
+def ia3(W, bias, *, feedforward=False):
+    """IA3: every output is scaled, W' = diag(l) W, bias' = l * bias; as `feedforward` every input, W' = W diag(l).
 
     Source: arXiv:2205.05638, section 3.3, read; the bias as in PEFT's form for keys and values.
     """
-    l = ac.param("l", (W.shape[0],), "ones")
-    return ac.diag(l) @ W, l * bias
+    l = ac.param("l", (W.shape[feedforward],), "ones")
+    return (W @ ac.diag(l), bias) if feedforward else (ac.diag(l) @ W, l * bias)
 
 
 @ac.adapter
