@@ -52,9 +52,29 @@ def add(a: Any, b: Any) -> Expr:
     """a + b; a number or scalar leaf is added to every entry."""
     if isinstance(a, (int, float)) and a == 0:  # sum() starts at 0
         return tensor(b)
+    for x, c in ((a, b), (b, a)):
+        if isinstance(x, Expr) and x.kind == "integer" and isinstance(c, int):  # whole numbers stay what they are
+            return build.apply(ARGS[0] + c, x, kind="integer")
     x, y = _pair(a, b, "add")
     shape = x.dims or y.dims
     return build.add(_spread(x, shape), _spread(y, shape))
+
+
+def whole_divide(a: Any, b: Any) -> Expr:
+    """floor(a / b) of whole numbers, b > 0 a number."""
+    return build.apply(sympy.floor(ARGS[0] / _whole(a, b, "//")), a, kind="integer")
+
+
+def remainder(a: Any, b: Any) -> Expr:
+    """a - b floor(a / b) of whole numbers, b > 0 a number."""
+    return build.apply(sympy.Mod(ARGS[0], _whole(a, b, "%")), a, kind="integer")
+
+
+def _whole(a: Any, b: Any, sign: str) -> int:
+    if not isinstance(a, Expr) or a.kind != "integer" or not isinstance(b, int) or b < 1:
+        kind = a.kind if isinstance(a, Expr) else type(a).__name__
+        raise EquationError(f"'a {sign} b' takes a vector of whole numbers and a number b > 0, got {kind} and {b!r}")
+    return b
 
 
 def subtract(a: Any, b: Any) -> Expr:

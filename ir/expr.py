@@ -119,6 +119,12 @@ class Expr:
     def __rtruediv__(self, other: Any) -> Expr:
         return _algebra().divide_by(other, self)
 
+    def __floordiv__(self, other: Any) -> Expr:
+        return _algebra().whole_divide(self, other)
+
+    def __mod__(self, other: Any) -> Expr:
+        return _algebra().remainder(self, other)
+
     def __pow__(self, other: Any) -> Expr:
         return _algebra().power(self, other)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import sympy
 
-from adaptc.codegen.gather import flat_index, prefix, slices, stacked
+from adaptc.codegen.gather import flat_index, prefix, slices, stacked, tiles
 from adaptc.codegen.layout import transposed
 from adaptc.codegen.native import Kernels, block_step, by_memory, draws_natively
 from adaptc.codegen.product import groups, matmul, matrix_operands, product, turn
@@ -328,6 +328,12 @@ class _Writer(Writer):
         if cut is not None:
             self.let_view(e, f"{x}{cut}", x)
             return
+        again = tiles(e.index, e.x.dims, e.size)
+        if again is not None:
+            apart = [n for r, d in zip(again, e.x.dims, strict=True) for n in (r, d)]
+            ones = [n for d in e.x.dims for n in (1, d)]
+            self.let(e, f"{x}.reshape({self.shape(ones)}).expand({self.shape(apart)}).reshape({self.shape(e.size)})")
+            return
         skip = prefix(e.index, e.x.dims, e.size)
         at = flat_index(
             e.index, e.x.dims, e.size[skip:], skip, self.names.__getitem__, self._index_table, self.dimension
@@ -348,6 +354,13 @@ class _Writer(Writer):
         if cut is not None:
             self.let(e, f"{x}.new_zeros(({self.shape(e.size)},))", fresh=True)
             self.lines.append(f"{self.names[e]}{cut} = {x}")
+            return
+        again = tiles(e.index, e.size, e.x.dims)
+        if again is not None:
+            apart = [n for r, d in zip(again, e.size, strict=True) for n in (r, d)]
+            axes = ", ".join(str(2 * j) for j in range(len(again)))
+            summed = f"{x}.reshape({self.shape(apart)}).sum(({axes},), dtype=torch.{dtype})"
+            self.let(e, summed, fresh=True)
             return
         skip = prefix(e.index, e.size, e.x.dims)
         run = e.x.dims[skip:]

@@ -45,6 +45,20 @@ def slices(index: Sequence[Index], result: Shape) -> str | None:
     return f"[{', '.join(parts)}]" if axis == len(result) else None
 
 
+def tiles(index: Sequence[Index], part: Shape, whole: Shape) -> list[int] | None:
+    """How often a part lies beside itself along each axis of the whole, if an index says no more than that."""
+    found = []
+    if len(index) != len(whole) or not all(isinstance(d, int) and d for d in (*part, *whole)):
+        return None
+    for j, (entry, d, size) in enumerate(zip(index, part, whole, strict=True)):
+        if isinstance(entry, At) or int(size) % int(d) or entry != sympy.Mod(INDEX[j], d):
+            same = entry == INDEX[j] and d == size
+            if not same:
+                return None
+        found.append(int(size) // int(d))
+    return found
+
+
 def stacked(terms: Sequence[Expr]) -> tuple[int, list[Expr]] | None:
     """The axis and the order in which the terms of a sum, each put into its own part of zeros, fill the whole."""
     puts = [t for t in terms if isinstance(t, Put) and slices(t.index, t.x.dims) and t.x.ndim == t.ndim]

@@ -90,7 +90,7 @@ class Writer:
             raise UnsupportedError(f"no code is generated for the symbolic size {d}")
         return str(d.xreplace({TOKENS: sympy.Symbol("rows")}))
 
-    def shape(self, shape: Shape) -> str:
+    def shape(self, shape: Sequence[Dim]) -> str:
         """A shape in the text."""
         return ", ".join(map(self.dimension, shape))
 

@@ -183,9 +183,9 @@ def frod(W, *, layer, sparse_rate=0.01, seed=0):
         return U @ ac.diag(l) @ V.T
     count = min(max(1, int(sparse_rate * k * k)), k * (k - 1))
     at = ac.frozen("at", (count,), ac.randperm(k * (k - 1)), seed=seed, store=False)
-    S = ac.reshape(ac.scatter(ac.param("s", (count,), "zeros"), [at], (k * (k - 1),)), (k - 1, k))
-    rest = ac.hstack([S, ac.reshape(l[1:], (k - 1, 1))])  # from the first diagonal entry on
-    return U @ ac.reshape(ac.hstack([l[:1], ac.reshape(rest, (k * k - 1,))]), (k, k)) @ V.T
+    places = at + at // k + 1  # row after row: after each k entries off the diagonal one on it follows
+    S = ac.reshape(ac.scatter(ac.param("s", (count,), "zeros"), [places], (k * k,)), (k, k))
+    return U @ (S + ac.diag(l)) @ V.T
 
 
 def _clusters(W, generator, r, count, steps=10):

@@ -16,9 +16,10 @@ from typing import NamedTuple
 from adaptc.ir.cost import Cost, cost, entries
 from adaptc.ir.expand import FLAT, Site, expand, settled
 from adaptc.ir.expr import Expr, postorder
-from adaptc.ir.prims import At, Contract, Draw, Leaf, Put, Reduce, Take
+from adaptc.ir.prims import At, Cholesky, Contract, Draw, Leaf, Put, Reduce, Solve, Take
 from adaptc.ir.vjp import vjp
 from adaptc.plan.device import Device, device
+from adaptc.plan.factor import factored
 from adaptc.plan.hoist import hoisted, rent
 from adaptc.plan.order import ITEM, Name, Orders, spell
 from adaptc.plan.plan import (
@@ -44,10 +45,11 @@ CHEAP = 16  # flops an entry: such a value is never kept
 LITTLE = 0.25  # of x: what is smaller may be kept in its place
 TURNED = 4  # passes over the operands of a sampled product: they are transposed, and read by column
 SCATTERED = 0.5  # passes over the products that a scatter of scaled columns never writes
+FACTORISED = 8.0  # times the operations of a factorisation, measured on small blocks
 GATHERED = 3  # passes over what is picked by index
 MANY = 16  # contractions whose parts are compared
 PARTS = 4  # of them, that may be computed first
-SMALL = 0.01  # of y: larger values of parameters alone are always computed again
+SMALL = 0.07  # of y: larger values of parameters alone are always computed again
 
 
 class Key(NamedTuple):
@@ -100,12 +102,12 @@ def evaluate(task: Task, chosen: Chosen) -> tuple[Plan, dict[Key, Choice]]:
     ordered = orders.order(flat_y)
     orders.pick = lambda node, count: 0
     _first(trial, orders, flat)
-    back = orders.order_all(flat)
+    ordered, *back = factored([ordered, *orders.order_all(flat)])
     kept = _keep(trial, ordered, back)
     again = [c.where for c in trial.met.values() if c.chosen == AGAIN and c.options[0] == KEEP]
     if again:
         orders.forget(again)
-        back = orders.order_all(flat)
+        ordered, *back = factored([ordered, *orders.order_all(flat)])
         kept = _keep(trial, ordered, back, again)
     found = dict(zip(gradients, back, strict=True))
     given = [k.node for k in kept]
@@ -200,8 +202,13 @@ def step_seconds(task: Task, where: Device, nodes: list[Expr]) -> dict[Expr, flo
                 if isinstance(e, Put):
                     moved += TURNED * entries(e.dims, task.size) + SCATTERED * entries(e.x.dims, task.size)
             if moved:
-                found[e] = where.seconds(c.gemm, ITEM * moved, c.flops - c.gemm)
+                found[e] = where.seconds(c.gemm, ITEM * moved, _slowness(e) * (c.flops - c.gemm))
     return found
+
+
+def _slowness(e: Expr) -> float:
+    """How many times longer an operation takes than elsewhere: those of a factorisation wait for each other."""
+    return FACTORISED if isinstance(e, (Solve, Cholesky)) else 1.0
 
 
 @functools.lru_cache(maxsize=65536)
@@ -237,7 +244,7 @@ def _keep(trial: _Trial, y: Expr, gradients: Sequence[Expr], again: Sequence[Exp
         if size == 0 or e in again:
             continue
         below = most[e] < threshold * size  # then so is the sum without repeats
-        per_entry = (most[e] if below else sum(_cost(s, task.at).flops for s in steps([e], halt))) / size
+        per_entry = (most[e] if below else sum(_slowness(s) * _cost(s, task.at).flops for s in steps([e], halt))) / size
         reason = f"{per_entry:.0f} flops an entry to compute again"
         if per_entry < threshold:
             if not by_token[e] or size > LITTLE * x_entries:
@@ -268,8 +275,9 @@ def _flops_at_most(order: Sequence[Expr], task: Task) -> dict[Expr, float]:
     most: dict[Expr, float] = {}
     before = 0.0
     for e in order:
-        before += _cost(e, task.at).flops
-        most[e] = min(before, _cost(e, task.at).flops + sum(most[c] for c in e.children))
+        flops = _slowness(e) * _cost(e, task.at).flops
+        before += flops
+        most[e] = min(before, flops + sum(most[c] for c in e.children))
     return most
 
 
