@@ -8,7 +8,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help test lint format demo clean
+.PHONY: help test lint format demo sanitize clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,6 +24,16 @@ lint: $(VENV)/.test ## check format, lint rules and types
 format: $(VENV)/.test ## format the code and mend what ruff can mend
 	@$(BIN)/ruff check --quiet --fix-only
 	@$(BIN)/ruff format
+
+SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
+
+sanitize: $(VENV)/.test ## run the native tests under the address and undefined-behaviour sanitizers
+	@rm -rf build/sanitize && mkdir -p build/sanitize
+	@cp -r adaptc ir csrc tests setup.py pyproject.toml README.md build/sanitize && rm -f build/sanitize/adaptc/*.so
+	@cd build/sanitize && CFLAGS="$(SANITIZE) -g" LDFLAGS="$(SANITIZE)" ../../$(BIN)/python setup.py -q build_ext --inplace
+	@cd build/sanitize && LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" \
+		ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=. OMP_NUM_THREADS=2 ../../$(BIN)/python -m pytest -q -p no:cacheprovider \
+		tests/test_native.py tests/test_native_products.py tests/test_few.py -k "not without_a_compiler"
 
 demo: $(VENV)/.demo ## train a real model with adapters and show the result
 	@OMP_WAIT_POLICY=passive $(BIN)/adaptc demo

@@ -48,8 +48,8 @@ def threads():
 
 def assert_as_exact(ours, formula, *operands):
     """At most twice the error of plain torch in the same dtype, and the rounding of the terms."""
-    exact = torch.einsum(formula, *(t.double() for t in operands))
-    size = torch.einsum(formula, *(t.double().abs() for t in operands))
+    exact = torch.einsum(formula, *(t.to(torch.promote_types(t.dtype, torch.float64)) for t in operands))
+    size = torch.einsum(formula, *(t.abs().double() for t in operands))
     theirs = torch.einsum(formula, *(t.to(ours.dtype) for t in operands))
     bound = 2 * (theirs - exact).norm() + 2 * torch.finfo(ours.dtype).eps * size.norm()
     assert (ours - exact).norm() <= bound, [t.shape for t in operands]  # false for NaN

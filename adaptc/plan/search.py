@@ -24,7 +24,8 @@ APART = ("for", "kept", "first")
 STAGES = (("order",), FORMS, APART)
 HOPELESS = 2.0  # times the best price: such a change is not tried again
 GAIN = 0.01  # of a purpose's time: less is no reason to part from the others
-CHANGES = 64  # of one stage, weighed in one round
+CHANGES = 64  # of one stage, weighed in one round,
+STEPS = 2048  # and so many steps of a program in all of them
 ALIKE = 4  # sites: more of one kind change together
 
 Change = tuple[tuple[Key, str], ...]
@@ -78,10 +79,11 @@ def _descent(task: Task, start: Chosen, worth: Callable[[Plan], tuple[float, flo
         changes = [] if idle else [c for c in _changes(met, stage) if c not in hopeless]
         if not best.excess:
             changes = [c for c in changes if all(_worth_parting(best, *one, tied) for one in c)]
-        found = [(*assess({**chosen, **dict(c)}), {**chosen, **dict(c)}) for c in changes[:CHANGES]]
-        hopeless.update(c for c, f in zip(changes, found, strict=False) if price(f[0]) > HOPELESS * price(best))
+        some = changes[: min(CHANGES, max(1, STEPS // max(1, _size(best))))]
+        found = [(*assess({**chosen, **dict(c)}), {**chosen, **dict(c)}) for c in some]
+        hopeless.update(c for c, f in zip(some, found, strict=True) if price(f[0]) > HOPELESS * price(best))
         if stage == FORMS:
-            tied = {one: f[0] for c, f in zip(changes, found, strict=False) for one in c}
+            tied = {one: f[0] for c, f in zip(some, found, strict=True) for one in c}
         gains = sorted((f for f in found if _less(worth(f[0]), worth(best))), key=lambda f: worth(f[0]))
         if len(gains) > 1:  # all of them together may be better still
             every = {**chosen, **{k: o for f in reversed(gains) for k, o in f[2].items() if chosen.get(k) != o}}
@@ -97,8 +99,12 @@ def _descent(task: Task, start: Chosen, worth: Callable[[Plan], tuple[float, flo
 def _mostly_calls(found: Plan) -> bool:
     """Does a plan take less time for arithmetic and traffic than for making its calls? Then only forms, which may have
     fewer, are worth a search."""
-    calls = sum(not is_view(e) for e in (*found.forward, *found.backward))
-    return found.seconds < 2 * calls * device(found.task.device).overhead
+    return found.seconds < 2 * _size(found) * device(found.task.device).overhead
+
+
+def _size(found: Plan) -> int:
+    """Steps of a plan that take a call."""
+    return sum(not is_view(e) for e in (*found.forward, *found.backward))
 
 
 def _less(a: tuple[float, float], b: tuple[float, float]) -> bool:
