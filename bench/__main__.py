@@ -6,7 +6,7 @@ import importlib
 
 import click
 
-NAMES = ("cpu", "models", "native", "overhead", "planner", "planning")
+NAMES = ("cpu", "minilm", "models", "native", "overhead", "planner", "planning")
 
 
 class Benchmarks(click.Group):
