@@ -13,7 +13,7 @@ from adaptc.plan.order import ITEM
 from adaptc.plan.plan import CALL_ROLES, TOKEN_ROLES, Task, is_view, steps
 
 MOST = 17 / 16  # times the entries of W: what a layer holds; a value as large as W, and small ones
-WORTH = 1.0  # of x W^T: what a value as large as W must save a call to be held
+WORTH = 0.5  # of x W^T: what a value as large as W must save a call to be held
 
 
 def hoisted(y: Expr, task: Task, weight: int) -> tuple[Expr, ...]:
