@@ -50,7 +50,7 @@ def test_a_line_says_primitive_shape_time_what_it_reads_and_value():
     first = report.facts["steps"][0]
     assert first["reads"] == ["A", "B"]
     line = next(line for line in report.tree().split("\n") if "── #1 " in line)
-    assert "#1 Contract (768, 1024) " in line
+    assert "#1 Contract (1024, 768) " in line
     assert "us of A, B: einsum('ab,ca->cb', A, B)" in line
 
 

@@ -20,7 +20,7 @@ def factored(roots: Sequence[Expr]) -> list[Expr]:
     alone = {e for e, count in uses.items() if count == 1}
 
     def change(e: Expr) -> Expr | None:
-        return _joined(e, joint) if isinstance(e, Add) else None
+        return _joined(e, joint, alone) if isinstance(e, Add) else None
 
     joint = {e for e in alone if _is_product(e)}
     if not any(isinstance(e, Add) for e in uses):
@@ -35,14 +35,14 @@ def _is_product(e: Expr) -> bool:
     return any(c not in out for c in a) and any(c not in b for c in a) and any(c not in a for c in b)
 
 
-def _joined(e: Add, joint: set[Expr]) -> Expr | None:
+def _joined(e: Add, joint: set[Expr], alone: set[Expr]) -> Expr | None:
     count: Counter[Key] = Counter()
     for t in e.terms:
-        count.update(key for key, _ in _ways(t, joint))
+        count.update(key for key, _ in _ways(t, joint, alone))
     together: dict[Key, list[Expr]] = {}
     terms: list[Expr] = []
     for t in e.terms:
-        ways = [(key, value) for key, value in _ways(t, joint) if count[key] > 1]
+        ways = [(key, value) for key, value in _ways(t, joint, alone) if count[key] > 1]
         if ways:
             key, value = max(ways, key=lambda w: count[w[0]])
             together.setdefault(key, []).append(value)
@@ -55,7 +55,16 @@ def _joined(e: Add, joint: set[Expr]) -> Expr | None:
     return add(*terms)
 
 
-def _ways(t: Expr, joint: set[Expr]) -> list[tuple[Key, Expr]]:
+def _turned(e: Expr, letters: str, order: str, alone: set[Expr]) -> Expr:
+    """e with its axes in another order; a product that nothing else uses is computed so."""
+    if letters == order or not isinstance(e, Contract) or len(e.operands) != 2 or e not in alone:
+        return contract(f"{letters}->{order}", e)
+    inputs, out = e.terms
+    names = dict(zip(letters, out, strict=True))
+    return contract(f"{','.join(inputs)}->{''.join(names[c] for c in order)}", *e.operands)
+
+
+def _ways(t: Expr, joint: set[Expr], alone: set[Expr]) -> list[tuple[Key, Expr]]:
     """What a term has in common with others, and what it does not: with either operand."""
     number, p = split(t)
     if not isinstance(p, Contract) or p not in joint:
@@ -66,7 +75,7 @@ def _ways(t: Expr, joint: set[Expr]) -> list[tuple[Key, Expr]]:
         mine, other = inputs[j], inputs[1 - j]
         names = dict(zip(dict.fromkeys(out + other + mine), ascii_letters, strict=False))
         order = sorted(mine, key=lambda c: names[c])
-        value = contract(f"{mine}->{''.join(order)}", p.operands[j])
+        value = _turned(p.operands[j], mine, "".join(order), alone)
         spec = ",".join("".join(names[c] for c in letters) for letters in (order, other))
         found.append(((f"{spec}->{''.join(names[c] for c in out)}", p.operands[1 - j]), scale(number, value)))
     return found
