@@ -17,7 +17,7 @@ import sympy
 from adaptc.codegen.gather import flat_index, prefix, slices, stacked, tiles
 from adaptc.codegen.layout import transposed
 from adaptc.codegen.native import Kernels, block_step, by_memory, draws_natively
-from adaptc.codegen.product import groups, matmul, matrix_operands, product, turn
+from adaptc.codegen.product import groups, matmul, matrix_operands, product, spread, turn
 from adaptc.codegen.scalar import torch_text
 from adaptc.codegen.source import WORD, Source, live
 from adaptc.codegen.types import Types
@@ -255,11 +255,22 @@ class _Writer(Writer):
             self.let(e, f"native_product('{spec}', {a}, {b}, torch.{self.types[e]})", fresh=True)
             return
         g = groups(e)
-        self.let(
-            e,
-            self.product(e),
-            fresh=bool(g.left or g.right or g.batch),
-        )
+        if not g.summed and (found := self.own(e)) is not None:
+            name, text = found
+            self.let_view(e, text, name)
+            self.fresh.add(e)
+            return
+        self.let(e, self.product(e), fresh=bool(g.left or g.right or g.batch))
+
+    def own(self, e: Contract) -> tuple[str, str] | None:
+        """A tensor that was made for this elementwise product alone and is as large, and the product in its place."""
+        inputs, out = e.terms
+        for j in (0, 1):
+            op, other = e.operands[j], e.operands[1 - j]
+            if len(inputs[j]) == len(out) and op is not other and self._owned((1.0, op), self.types[e]):
+                right = spread(self.cast(other, self.types[e]), inputs[1 - j], out)
+                return self.names[op], f"{spread(self.names[op], inputs[j], out)}.mul_({right})"
+        return None
 
     def scale(self, e: Scale) -> None:
         """A number times a tensor; in place on a product made for it."""
