@@ -8,6 +8,7 @@ from math import inf, prod
 
 from adaptc.codegen.product import groups
 from adaptc.codegen.types import Types
+from adaptc.ir.dims import Dim
 from adaptc.ir.expr import Expr
 from adaptc.ir.prims import Contract, Draw
 
@@ -31,19 +32,24 @@ class Kernels:
 class BlockStep:
     """A product with blocks along the diagonal. kind "apply": x (m, g, p), R (g, p, q) or, transposed, (g, q, p) ->
     (m, g, q). kind "gradient": x (m, g, p), gy (m, g, q) -> (g, p, q). order: the axes of the result in the node's own
-    order, None where they agree. shared: g, where all blocks are one and R has no axis for them."""
+    order, None where they agree. shared: g, where all blocks are one and R has no axis for them. turned: the axes of R,
+    where they are in another order. block: (p, q)."""
 
     kind: str
     x: Expr
     other: Expr
     transposed: bool
     order: tuple[int, ...] | None
+    block: tuple[Dim, Dim]
     shared: int | None = None
+    turned: tuple[int, ...] | None = None
 
     def text(self, x: str, other: str, dtype: str) -> str:
         """The call, in the node's own axis order."""
         if self.shared is not None:
             other = f"{other}.expand({self.shared}, -1, -1)"
+        if self.turned is not None:
+            other = f"{other}.permute({', '.join(map(str, self.turned))})"
         if self.kind == "apply":
             call = f"native.blocks_apply({x}, {other}{', True' if self.transposed else ''})"
         else:
@@ -63,8 +69,9 @@ def block_step(e: Contract, types: Types, kernels: Kernels | None) -> BlockStep 
     for first, second in ((0, 1), (1, 0)):
         step = _apply(e, first, second, types) or (_gradient(e, types) if first == 0 else None)
         if step is not None:
-            p, q = _block(step)
-            return step if p is not None and kernels.blocks(p, q, types[step.x]) else None
+            p, q = step.block
+            whole = isinstance(p, int) and isinstance(q, int)
+            return step if whole and kernels.blocks(p, q, types[step.x]) else None
     return None
 
 
@@ -94,12 +101,6 @@ def _extent(e: Contract, letters: str) -> float:
     return prod(d if isinstance(d, int) else inf for d in (sizes[c] for c in letters))
 
 
-def _block(step: BlockStep) -> tuple[int | None, int]:
-    p = step.x.dims[2]
-    q = step.other.dims[-2 if step.transposed else -1]
-    return (p, q) if isinstance(p, int) and isinstance(q, int) else (None, 0)
-
-
 def _apply(e: Contract, first: int, second: int, types: Types) -> BlockStep | None:
     g, (inputs, out) = groups(e), e.terms
     alone, right = (g.left, g.right) if first == 0 else (g.right, g.left)
@@ -117,10 +118,18 @@ def _apply(e: Contract, first: int, second: int, types: Types) -> BlockStep | No
         return None
     some = "" if shared else g.batch
     known = {some + g.summed + right: False, some + right + g.summed: True}
-    if inputs[second] not in known:
-        return None
+    turned = None
+    if inputs[second] not in known:  # R in any order, if it is clear which operand R is
+        if shared or isinstance(e.operands[first].dims[0], int):
+            return None
+        last = right if inputs[second].endswith(g.summed) else g.summed
+        asked = g.batch + last + (g.summed if last == right else right)
+        turned = tuple(inputs[second].index(c) for c in asked)
+    transposed = known.get(inputs[second], inputs[second].endswith(g.summed))
+    sizes = dict(zip(inputs[second], e.operands[second].dims, strict=True))
     order = _order(alone + g.batch + right, out)
-    return BlockStep("apply", e.operands[first], e.operands[second], known[inputs[second]], order, shared)
+    block = sizes[g.summed], sizes[right]
+    return BlockStep("apply", e.operands[first], e.operands[second], transposed, order, block, shared, turned)
 
 
 def _gradient(e: Contract, types: Types) -> BlockStep | None:
@@ -132,7 +141,7 @@ def _gradient(e: Contract, types: Types) -> BlockStep | None:
     x, gy = e.operands
     if types[x] != types[gy] or types[x] not in DTYPES or types[e] not in DTYPES:
         return None
-    return BlockStep("gradient", x, gy, False, _order(g.batch + g.left + g.right, out))
+    return BlockStep("gradient", x, gy, False, _order(g.batch + g.left + g.right, out), (x.dims[2], gy.dims[2]))
 
 
 def _order(have: str, want: str) -> tuple[int, ...] | None:
