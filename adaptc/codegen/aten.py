@@ -231,7 +231,17 @@ class _Writer(Writer):
 
     def product(self, e: Contract) -> str:
         """Text of a product of two."""
-        return product(e, *self.operands(e), self.dimension, e in self.transposed)
+
+        def reshape(text: str, shape: list[str]) -> str:
+            return self.reshaped(text, ", ".join(shape), self.types[e])
+
+        return product(e, *self.operands(e), self.dimension, reshape, e in self.transposed)
+
+    def reshaped(self, text: str, shape: str, dtype: str) -> str:
+        """Text of a tensor in another shape, whose axes may have been turned."""
+        if self.kernels is not None and dtype == "float32" and self.kernels.copies():
+            return f"native_reshape({text}, ({shape},))"
+        return f"{text}.reshape({shape})"
 
     def contract(self, e: Contract) -> None:
         """A product of two, or axes in another order."""
@@ -327,11 +337,11 @@ class _Writer(Writer):
 
     def reshape(self, e: Reshape) -> None:
         """A view, or a copy where the strides ask for one."""
-        name, shape = self.names[e.x], self.shape(e.size) or "()"
-        if self.kernels is not None and self.types[e] == "float32" and e.x.ndim > 1 and self.kernels.copies():
-            self.let_view(e, f"native_reshape({name}, ({shape},))", name)
-        else:
-            self.let_view(e, f"{name}.reshape({shape})", name)
+        name, shape = self.names[e.x], self.shape(e.size)
+        text = (
+            self.reshaped(name, shape, self.types[e]) if shape and e.x.ndim > 1 else f"{name}.reshape({shape or '()'})"
+        )
+        self.let_view(e, text, name)
 
     def take(self, e: Take) -> None:
         """Gather: a slice, or one gather over the flattened axes: on a CPU up to four times as fast as index_select."""

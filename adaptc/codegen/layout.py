@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from adaptc.codegen.product import matrix_operands, turned
+from adaptc.codegen.product import groups, turned
 from adaptc.ir.expr import Expr
 from adaptc.ir.prims import Add, Contract, Map, Scale
 
@@ -21,7 +21,7 @@ def transposed(order: Sequence[Expr], given: Mapping[Expr, str]) -> set[Expr]:
         if e in given:
             continue
         columns = bool(votes.get(e)) and all(votes[e])
-        if isinstance(e, Contract) and is_matrix_product(e) and (columns or turned(e)):
+        if isinstance(e, Contract) and is_matrix_product(e) and (turned(e) or (columns and not turned(e, back=True))):
             found.add(e)
         for child, vote in _asked(e, columns, given):
             votes.setdefault(child, []).append(vote)
@@ -29,15 +29,19 @@ def transposed(order: Sequence[Expr], given: Mapping[Expr, str]) -> set[Expr]:
 
 
 def is_matrix_product(e: Contract) -> bool:
-    """Is it one matrix product, in its own axis order?"""
-    return len(e.operands) == 2 and matrix_operands(e, "a", "b") is not None
+    """Is it one matrix product, perhaps with sums over several axes?"""
+    if len(e.operands) != 2:
+        return False
+    g = groups(e)
+    return not g.batch and bool(g.summed) and len(g.left) == len(g.right) == 1
 
 
 def _asked(e: Expr, columns: bool, given: Mapping[Expr, str]) -> list[tuple[Expr, bool]]:
     """How the matrices that a node reads should lie, if it is to lie column by column, or row by row."""
     if isinstance(e, (Scale, Map, Add)) and e.ndim == 2:
-        fixed = any(c in given and c.ndim == 2 for c in e.children)
-        return [(c, columns and not fixed) for c in e.children if c.ndim == 2]
+        read = [c for c in e.children if c.ndim == 2]
+        known = [lies for c in read if (lies := _fixed(c, given)) is not None]
+        return [(c, known[0] if known else columns) for c in read]
     if not isinstance(e, Contract):
         return []
     inputs, out = e.terms
@@ -47,8 +51,18 @@ def _asked(e: Expr, columns: bool, given: Mapping[Expr, str]) -> list[tuple[Expr
         return []
     found = []
     for j in (0, 1):
-        if e.operands[1 - j] in given:
-            found.append((e.operands[j], inputs[0] != inputs[1]))
+        other = _fixed(e.operands[1 - j], given)
+        if other is not None:
+            found.append((e.operands[j], other != (inputs[0] != inputs[1])))
         elif len(out) == 2:
             found.append((e.operands[j], columns != (inputs[j] != out)))
     return found
+
+
+def _fixed(e: Expr, given: Mapping[Expr, str]) -> bool | None:
+    """Does what is given, or its transpose, lie column by column? None for anything else."""
+    if e in given:
+        return False
+    if isinstance(e, Contract) and len(e.operands) == 1 and e.operands[0] in given:
+        return e.terms[0][0] != e.terms[1]
+    return None

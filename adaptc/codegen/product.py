@@ -10,6 +10,7 @@ from adaptc.ir.dims import Dim
 from adaptc.ir.prims import Contract
 
 Dimension = Callable[[Dim], str]
+Reshape = Callable[[str, list[str]], str]
 NARROW = 32
 
 
@@ -59,19 +60,13 @@ def turn(pair: tuple[str, str]) -> tuple[str, str]:
     return flip(second), flip(first)
 
 
-def turned(node: Contract) -> bool:
+def turned(node: Contract, back: bool = False) -> bool:
     """Is a matrix product better computed as its transpose? Few columns take two to fourteen times as long as few
-    rows."""
-    _, out = node.terms
-    return _narrow(node, out[1]) and not _narrow(node, out[0])
-
-
-def _narrow(node: Contract, letter: str) -> bool:
-    inputs, _ = node.terms
-    sizes = [
-        d for t, op in zip(inputs, node.operands, strict=True) for c, d in zip(t, op.dims, strict=True) if c == letter
-    ]
-    return isinstance(sizes[0], int) and sizes[0] <= NARROW
+    rows. back: or is its transpose better computed as it is?"""
+    inputs, out = node.terms
+    sizes = {c: d for t, op in zip(inputs, node.operands, strict=True) for c, d in zip(t, op.dims, strict=True)}
+    rows, columns = (d if isinstance(d, int) else inf for d in (sizes[c] for c in out))
+    return rows <= NARROW and rows < columns if back else columns <= NARROW and columns < rows
 
 
 def matmul(first: str, second: str, bias: str | None = None) -> str:
@@ -81,8 +76,9 @@ def matmul(first: str, second: str, bias: str | None = None) -> str:
     return f"torch.addmm({bias}, {first}, {second})" if bias else f"torch.mm({first}, {second})"
 
 
-def product(node: Contract, a: str, b: str, dimension: Dimension, transposed: bool = False) -> str:
-    """Text of the product of the tensors named a and b; a matrix product as its transpose, if it is to lie so."""
+def product(node: Contract, a: str, b: str, dimension: Dimension, reshape: Reshape, transposed: bool = False) -> str:
+    """Text of the product of the tensors named a and b; a matrix product as its transpose, if it is to lie so.
+    reshape: text of a tensor whose axes are turned, in another shape."""
     g, ((la, lb), out) = groups(node), node.terms
     pair = matrix_operands(node, a, b)
     if pair is not None:
@@ -94,10 +90,12 @@ def product(node: Contract, a: str, b: str, dimension: Dimension, transposed: bo
         axes = ", ".join(str(-j - 1) for j in range(len(g.summed)))
         inner = f"({spread(a, la, order)} * {spread(b, lb, order)}).sum(({axes},))"
         return _permute(inner, g.batch, out)
-    return _batched(node, g, a, b, dimension)
+    return _batched(node, g, a, b, dimension, reshape, transposed)
 
 
-def _batched(node: Contract, g: Groups, a: str, b: str, dimension: Dimension) -> str:
+def _batched(
+    node: Contract, g: Groups, a: str, b: str, dimension: Dimension, reshape: Reshape, transposed: bool
+) -> str:
     (la, lb), out = node.terms
     sizes = {c: d for t, op in zip((la, lb), node.operands, strict=True) for c, d in zip(t, op.dims, strict=True)}
 
@@ -105,17 +103,18 @@ def _batched(node: Contract, g: Groups, a: str, b: str, dimension: Dimension) ->
         return " * ".join(dimension(sizes[c]) for c in letters) or "1"
 
     order = g.batch + g.left + g.right
-    if not g.batch and _flipped(g, out, sizes):
-        x = _grouped(b, lb, [g.right, g.summed], count)
-        y = _grouped(a, la, [g.summed, g.left], count)
+    plain = len(g.left) == len(g.right) == 1
+    if not g.batch and (transposed == (out == g.left + g.right) if plain else _flipped(g, out, sizes)):
+        x = _grouped(b, lb, [g.right, g.summed], count, reshape)
+        y = _grouped(a, la, [g.summed, g.left], count, reshape)
         result, order = f"torch.mm({x}, {y})", g.right + g.left
     elif not g.batch:
-        x = _grouped(a, la, [g.left, g.summed], count)
-        y = _grouped(b, lb, [g.summed, g.right], count)
+        x = _grouped(a, la, [g.left, g.summed], count, reshape)
+        y = _grouped(b, lb, [g.summed, g.right], count, reshape)
         result = f"torch.mm({x}, {y})"
     else:
-        x = _grouped(a, la, [g.batch, g.left, g.summed], count, _scattered(la, g))
-        y = _grouped(b, lb, [g.batch, g.summed, g.right], count, _scattered(lb, g))
+        x = _grouped(a, la, [g.batch, g.left, g.summed], count, reshape, _scattered(la, g))
+        y = _grouped(b, lb, [g.batch, g.summed, g.right], count, reshape, _scattered(lb, g))
         result = f"torch.bmm({x}, {y})"
     shape = ", ".join(dimension(sizes[c]) for c in order)
     exact = len(g.left) == 1 and len(g.right) == 1 and len(g.batch) <= 1
@@ -136,12 +135,21 @@ def _scattered(letters: str, g: Groups) -> bool:
     return letters[-1] in g.batch or (not set(letters) & {*g.left, *g.right} and not letters.endswith(g.summed))
 
 
-def _grouped(name: str, letters: str, parts: list[str], count: Callable[[str], str], packed: bool = False) -> str:
+def _grouped(
+    name: str, letters: str, parts: list[str], count: Callable[[str], str], reshape: Reshape, packed: bool = False
+) -> str:
+    *batch, rows, columns = parts
+    if (
+        rows and columns and not packed and letters == "".join([*batch, columns, rows])
+    ):  # its transpose is there already
+        swapped = _grouped(name, letters, [*batch, columns, rows], count, reshape)
+        return f"{swapped}.mT"
     text = _permute(name, letters, "".join(parts))
     text = f"{text}.contiguous()" if packed else text
     if all(len(p) == 1 for p in parts):
         return text
-    return f"{text}.reshape({', '.join(count(p) for p in parts)})"
+    shape = [count(p) for p in parts]
+    return f"{text}.reshape({', '.join(shape)})" if packed or text == name else reshape(text, shape)
 
 
 def _permute(text: str, letters: str, order: str) -> str:

@@ -100,7 +100,7 @@ def evaluate(task: Task, chosen: Chosen) -> tuple[Plan, dict[Key, Choice]]:
     orders = Orders(where, functools.cache(task.size), trial.last_product)
     flat_y, *flat = settled([y, *gradients.values()])
     ordered = orders.order(flat_y)
-    orders.pick = lambda node, count: 0
+    orders.pick, orders.bare = lambda node, count: 0, True
     _first(trial, orders, flat)
     ordered, *back = factored([ordered, *orders.order_all(flat)])
     kept = _keep(trial, ordered, back)
@@ -152,11 +152,28 @@ def _first(trial: _Trial, orders: Orders, gradients: Sequence[Expr]) -> None:
     names: Counter[Name] = Counter()
     for e in every[:MANY]:
         names.update(_over_tokens(e))
+        names.update(_projections(e))
     shared_most = sorted((n for n, count in names.items() if count > 1), key=lambda n: (-names[n], len(n[1])))
     for spec, operands in shared_most[:PARTS]:
         shared = Contract(spec, operands)
         if trial.pick(Key("first", shared.digest), shared, (NEEDED, FIRST), NEEDED) == FIRST:
             orders.order(shared)
+
+
+def _projections(e: Contract) -> list[Name]:
+    """The parts of a contraction that are a token matrix times one other operand, by their canonical names."""
+    inputs, out = e.terms
+    pairs = sorted(zip(inputs, e.operands, strict=True), key=lambda t: (t[1].digest, t[0]))
+    found: dict[Name, None] = {}
+    for i, j in combinations(range(len(pairs)), 2):
+        rows = [isinstance(pairs[p][1], Leaf) and depends_on_tokens(pairs[p][1]) for p in (i, j)]
+        part = [pairs[i], pairs[j]]
+        others = set(out).union(*(t for p, (t, _) in enumerate(pairs) if p not in (i, j)))
+        letters = dict.fromkeys("".join(t for t, _ in part))
+        if sum(rows) == 1 and not set(letters) <= others:
+            kept = "".join(c for c in letters if c in others)
+            found[spell([t for t, _ in part], kept), tuple(op for _, op in part)] = None
+    return list(found)
 
 
 def _over_tokens(e: Contract) -> list[Name]:

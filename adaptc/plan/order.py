@@ -16,10 +16,12 @@ from adaptc.ir.build import contract
 from adaptc.ir.dims import TOKENS, Dim
 from adaptc.ir.expand import FLAT
 from adaptc.ir.expr import Expr, postorder, rewrite_all
-from adaptc.ir.prims import Contract
+from adaptc.ir.prims import Contract, Leaf
 from adaptc.plan.device import Device
+from adaptc.plan.plan import depends_on_tokens
 
 ITEM = 4  # bytes of an entry in predictions
+ALIKE = 1.01  # times the time of the best order: as good
 CHOICES = 3  # orders of one contraction that the search may weigh
 
 Name = tuple[str, tuple[Expr, ...]]
@@ -33,6 +35,7 @@ class Orders:
     device: Device
     size: Callable[[Dim], int]
     pick: PickOrder = lambda node, count: 0
+    bare: bool = False  # of orders that take as long, one that ends in a matrix of the layer: others may end in it too
     known: dict[Name, Expr] = field(default_factory=dict)
     sets: set[tuple[Expr, ...]] = field(default_factory=set)
 
@@ -194,7 +197,16 @@ class _Search:
         """The best last products, cheapest first: what the planner may choose among."""
         if self.full in self.trees:
             return [(0.0, 0, 0)]
-        return sorted(self.splits(self.full, self._out))[:CHOICES]
+        found = sorted(self.splits(self.full, self._out))
+        if self.orders.bare:
+            good = ALIKE * found[0][0]
+            found.sort(key=lambda root: (root[0] > good or not self._ends_bare(root), root[0]))
+        return found[:CHOICES]
+
+    def _ends_bare(self, root: tuple[float, int, int]) -> bool:
+        """Is a matrix of the layer the one operand of the last product?"""
+        ends = [self.operands[part.bit_length() - 1] for part in root[1:] if part & (part - 1) == 0]
+        return any(isinstance(e, Leaf) and e.ndim == 2 and not depends_on_tokens(e) for e in ends)
 
     def finish(self, root: tuple[float, int, int]) -> Expr:
         """The tree whose last product is `root`; remembered under its canonical name."""

@@ -14,6 +14,7 @@ if available():
     from adaptc import _native
 
 LOOPS = 12
+LONG = 32  # entries: such runs torch copies as fast
 TILE = 8  # entries: both axes of a tile that is turned have as many
 
 Loop = tuple[int, int, int]  # how often, and how far out and the source go on
@@ -24,7 +25,7 @@ def reshape(t: Tensor, shape: tuple[int, ...], level: int = BEST) -> Tensor:
     if t.dtype != torch.float32 or t.is_contiguous() or is_view(t.shape, t.stride(), shape):
         return t.reshape(shape)
     loops, turned = order(t.shape, t.stride())
-    if len(loops) > LOOPS:
+    if len(loops) > LOOPS or (loops[-1][2] == 1 and loops[-1][0] >= LONG):
         return t.reshape(shape)
     out = torch.empty(shape, dtype=t.dtype)
     _native.copy(t.data_ptr(), out.data_ptr(), loops, turned, threads_for(t.numel()), level)
