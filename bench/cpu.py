@@ -142,29 +142,37 @@ def dense(layer: ac.AdaptedLinear, arguments: Sequence[Tensor], gy: Tensor, dtyp
 def steps(
     row: Row, size: Size, decode: bool, peers: Sequence[str]
 ) -> tuple[dict[str, Callable[[], object]], dict[str, Any]]:
-    """A call for each peer, and how many numbers each trains."""
+    """A call for each peer; how many numbers each trains, and what a peer lacks."""
     layers: dict[str, Any] = {}
     ours = ac.AdaptedLinear(size.base, row.adapter(size.n, size.k))
     move(ours, 0)
     verify(ours, size)
     layers["adaptc"] = ours.train(not decode)
-    if "peft" in peers:
-        layers["peft"] = of_peft(row, size.base).train(not decode)
-    if "lycoris" in peers and (found := of_lycoris(row, size.base)) is not None:
-        layers["lycoris"] = found.train(not decode)
-    counts = {name: sum(p.numel() for p in trained(layer)) for name, layer in layers.items()}
+    missing: dict[str, str] = {}
+    for peer, made in (("peft", of_peft), ("lycoris", of_lycoris)):
+        if peer not in peers:
+            continue
+        try:
+            found = made(row, size.base)
+        except ImportError as error:  # the row says so
+            missing[peer] = str(error)
+            continue
+        if found is not None:
+            layers[peer] = found.train(not decode)
+    facts: dict[str, Any] = {"trained": {name: sum(p.numel() for p in trained(one)) for name, one in layers.items()}}
+    facts |= {"missing": missing} if missing else {}
     if decode:
         calls = {name: decoding_step(layer, size) for name, layer in layers.items()}
-        return {"frozen": decoding_step(size.base, size), **calls}, counts
+        return {"frozen": decoding_step(size.base, size), **calls}, facts
     calls = {name: training_step(layer, size, trained(layer)) for name, layer in layers.items()}
     if "eager" in peers:
         calls["eager"] = training_step(eager(ours), size, trained(ours))
-    return {"frozen": training_step(size.base, size, []), **calls}, counts
+    return {"frozen": training_step(size.base, size, []), **calls}, facts
 
 
 def measure(name: str, size: Size, decode: bool, peers: Sequence[str], rounds: int) -> dict[str, Any]:
     """One row: microseconds of the frozen linear, and everything else over it."""
-    calls, counts = steps(ROWS[name], size, decode, peers)
+    calls, more = steps(ROWS[name], size, decode, peers)
     slow = {}
     for peer, call in list(calls.items()):
         for _ in range(2):  # plans, programs, threads

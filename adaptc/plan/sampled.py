@@ -83,8 +83,11 @@ def fused(nodes: Sequence[Expr], results: Sequence[Expr]) -> tuple[dict[Expr, Sa
             users.setdefault(c, set()).add(e)
     for e in nodes:
         t = scattered(e)
-        if t is not None and isinstance(e, Put) and e.x in inside and e.x not in results and users[e.x] == {e}:
-            found[e], between[e] = t, [e.x, *(c for c in e.x.children if c is not t.c and c in inside)]
+        if t is None or not isinstance(e, Put) or e.x not in inside or e.x in results or users[e.x] != {e}:
+            continue
+        picked = [c for c in e.x.children if c is not t.c]
+        if inside.issuperset(picked):  # else they are given, and what they were picked from is not
+            found[e], between[e] = t, [e.x, *picked]
     passed = {e for some in between.values() for e in some}
     unmade: set[Expr] = set()
     for e in reversed(nodes):  # users first

@@ -33,6 +33,13 @@ def test_every_plan_is_the_reference(method, start):
     assert sum(good) >= LEAST, f"{good.count(False)} of {BLOCK} draws are ill-conditioned"
 
 
+@pytest.mark.parametrize(
+    ("method", "seed"), [(output_form, 471), (output_form, 695)], ids=lambda v: getattr(v, "name", v)
+)
+def test_what_the_long_run_once_found(method, seed):
+    assert not compare(Case(method, seed), 64).wrong
+
+
 def test_the_reference_can_disagree():
     """A plan of another equation is told apart."""
     case = Case(weight_form, 0)
