@@ -192,7 +192,7 @@ def measure(name: str, size: Size, decode: bool, peers: Sequence[str], rounds: i
         "decode": decode,
         "frozen us": round(frozen, 1),
         **ratios,
-        "trained": counts,
+        **more,
     }
 
 
