@@ -25,8 +25,9 @@ from torch import Tensor, nn
 import adaptc as ac
 from adaptc.case import gradients_of, move
 from adaptc.runtime.reference import Evaluator
+from bench import measuring
 from bench.cpu_rows import ROWS, Row, of_lycoris, of_peft
-from bench.measuring import RESULTS, interleaved, machine, write
+from bench.measuring import interleaved, machine, write
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SIZES = ("512x768x768", "2048x1024x1024", "2048x1024x1024:bfloat16")
@@ -118,8 +119,8 @@ def verify(layer: ac.AdaptedLinear, size: Size) -> None:
     size_of = gy.double().norm() * exact[0].norm()
     for j, (got, right, torchs) in enumerate(zip(ours, exact, plain, strict=True)):
         scale = torch.maximum(right.norm(), size_of if j else right.norm())
-        bound = 2 * (torchs.double() - right).norm() + 2 * torch.finfo(DTYPES[size.dtype]).eps * scale
-        error = (got.double() - right).norm()
+        bound = 2 * (torchs.detach().double() - right).norm() + 2 * torch.finfo(DTYPES[size.dtype]).eps * scale
+        error = (got.detach().double() - right).norm()
         if not error <= bound:
             what = f"gradient {j}" if j else "y"
             raise Red(f"{what} is off by {float(error):.2g}, the bound is {float(bound):.2g}")
@@ -278,8 +279,9 @@ def main(names: tuple[str, ...], sizes: tuple[str, ...], peers: tuple[str, ...],
         rows += some
         Console().print(table(some, _title(some[0])) if some else "nothing agreed")
     write("cpu", rounds=rounds, rows=rows, red=red)
-    (RESULTS / "cpu.md").write_text(markdown(rows))
-    picture(rows, RESULTS / "cpu.png")
+    (measuring.RESULTS / "cpu.md").write_text(markdown(rows))
+    if rows:
+        picture(rows, measuring.RESULTS / "cpu.png")
     if red:
         raise SystemExit(1)
 

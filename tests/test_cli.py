@@ -140,8 +140,23 @@ def test_an_equation_that_refuses_the_size_is_exit_code_1():
     assert "orthogonal.py:" in result.output
 
 
+def test_bench(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "import adaptc as ac\n@ac.adapter\ndef mine(W, *, r=2):\n    n, k = W.shape\n"
+        "    return W + ac.param('B', (n, r), 'zeros') @ ac.param('A', (r, k), 'kaiming_uniform')\n"
+    )
+    words = ("bench", f"{file}:mine", "-s", "r=3", "--n", 24, "--k", 16, "--m", 5, "--rounds", 2)
+    rows = json.loads(run(*words, "--json").output)["rows"]
+    assert list(rows) == ["frozen linear", "lora r=8", "mine(r=3)"]
+    assert [row["trained"] for row in rows.values()] == [0, 8 * 40, 3 * 40]
+    assert all(row["training us"] > 0 and row["decoding over frozen"] > 0 for row in rows.values())
+    assert rows["mine(r=3)"]["kept over x"] == 1.0
+    assert "over" in run(*words).output
+
+
 def test_help_and_module():
-    for command in ("list", "explain", "verify", "tune"):
+    for command in ("list", "explain", "verify", "tune", "bench"):
         assert run(command, "--help").exit_code == 0
     done = subprocess.run(
         [sys.executable, "-m", "adaptc", "list", "--json"], capture_output=True, text=True, check=True

@@ -27,6 +27,7 @@ from adaptc.explain.tree import plan_tree
 from adaptc.method import Method, symbolic
 from adaptc.methods import catalogue
 from adaptc.plan.device import DEVICES
+from adaptc.timing import measure
 from adaptc.tune import calibrate
 from adaptc.verify import verify as verify_adapter
 
@@ -225,6 +226,34 @@ def verify(method: str, n: int | None, k: int | None, settings: tuple[str, ...],
         _say(verdict.to_dict())
     else:
         Console(highlight=False).print(verdict)
+
+
+@main.command()
+@click.argument("method")
+@click.option("--n", default=1024, show_default=True, type=click.IntRange(1), help="Outputs of the layer.")
+@click.option("--k", default=1024, show_default=True, type=click.IntRange(1), help="Inputs of the layer.")
+@click.option("--m", default=512, show_default=True, type=click.IntRange(1), help="Tokens of a training step.")
+@click.option("--dtype", default="float32", type=click.Choice(["float32", "bfloat16"]), help="Of x and W.")
+@click.option("--rounds", default=9, show_default=True, type=click.IntRange(1), help="Of which the median is taken.")
+@settings
+@as_json
+@reported
+def bench(
+    method: str, n: int, k: int, m: int, dtype: str, rounds: int, settings: tuple[str, ...], as_json: bool
+) -> None:
+    """Time a method on this machine's CPU beside LoRA and the frozen linear.
+
+    A training step is a forward and a backward with the gradients of x and of the adapter, a decoding step a forward of
+    one token without gradients. One thread, process time, medians of interleaved rounds.
+
+    Example: adaptc bench my_methods.py:my_method --n 768 --k 768
+    """
+    ours = bind(find_method(method), settings)
+    found = measure({"lora r=8": catalogue()["lora"](), str(ours): ours}, n, k, m, dtype, rounds)
+    if as_json:
+        _say(found.to_dict())
+    else:
+        Console(highlight=False).print(found)
 
 
 @main.command()
