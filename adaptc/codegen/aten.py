@@ -142,11 +142,21 @@ class _Writer(Writer):
     def _is_mm(self, e: Expr, total: Expr) -> bool:
         if not isinstance(e, Contract) or len(e.operands) != 2 or self.types[e] != self.types[total]:
             return False
+        if self.halved(e):
+            return False
         return matrix_operands(e, "a", "b") is not None
 
+    def halved(self, e: Contract) -> bool:
+        """Is a float32 product of bfloat16 tensors better computed in bfloat16, summed in float32 and rounded once? As
+        it stands both would be copied, and the product take twice as long."""
+        g = groups(e)
+        both = len(e.operands) == 2 and all(self.types[op] == "bfloat16" for op in e.operands)
+        return both and self.types[e] == "float32" and bool(g.summed) and bool(g.left or g.right)
+
     def operands(self, e: Contract) -> tuple[str, str]:
-        """The names of a product's operands in its dtype."""
-        a, b = (self.cast(op, self.types[e]) for op in e.operands)
+        """The names of a product's operands in the dtype it is computed in."""
+        dtype = "bfloat16" if self.halved(e) else self.types[e]
+        a, b = (self.cast(op, dtype) for op in e.operands)
         return a, b
 
     def add(self, e: Add) -> None:
@@ -233,9 +243,10 @@ class _Writer(Writer):
         """Text of a product of two."""
 
         def reshape(text: str, shape: list[str]) -> str:
-            return self.reshaped(text, ", ".join(shape), self.types[e])
+            return self.reshaped(text, ", ".join(shape), "bfloat16" if self.halved(e) else self.types[e])
 
-        return product(e, *self.operands(e), self.dimension, reshape, e in self.transposed)
+        text = product(e, *self.operands(e), self.dimension, reshape, e in self.transposed)
+        return f"{text}.to(torch.float32)" if self.halved(e) else text
 
     def reshaped(self, text: str, shape: str, dtype: str) -> str:
         """Text of a tensor in another shape, whose axes may have been turned."""
