@@ -364,7 +364,8 @@ class _Writer(Writer):
         if again is not None:
             apart = [n for r, d in zip(again, e.x.dims, strict=True) for n in (r, d)]
             ones = [n for d in e.x.dims for n in (1, d)]
-            self.let(e, f"{x}.reshape({self.shape(ones)}).expand({self.shape(apart)}).reshape({self.shape(e.size)})")
+            text = f"{x}.reshape({self.shape(ones)}).expand({self.shape(apart)}).reshape({self.shape(e.size)})"
+            self.let_view(e, text, x)
             return
         skip = prefix(e.index, e.x.dims, e.size)
         at = flat_index(
