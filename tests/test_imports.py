@@ -18,6 +18,7 @@ LAYERS = (
     {"nn"},
     {"interop", "tune", "explain"},
     {"case", "laws", "verify"},
+    {"timing"},
     {"cli", "__main__"},
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}

@@ -42,6 +42,7 @@ KEEP, AGAIN = "keep", "compute again"
 NEEDED, FIRST = "as needed", "first"
 WORTH = 0.25  # of a base product per entry: what costs as much to recompute is kept; so much is a kept x worth
 CHEAP = 16  # flops an entry: such a value is never kept
+DEAR = 64  # flops an entry: a value of parameters alone that takes less is computed again
 LITTLE = 0.25  # of x: what is smaller may be kept in its place
 TURNED = 4  # passes over the operands of a sampled product: they are transposed, and read by column
 SCATTERED = 0.5  # passes over the products that a scatter of scaled columns never writes
@@ -270,7 +271,7 @@ def _keep(trial: _Trial, y: Expr, gradients: Sequence[Expr], again: Sequence[Exp
             if trial.chosen.get(Key("kept", e.digest)) != KEEP:
                 continue
             reason = "smaller than what it is made of"
-        elif not by_token[e] and size > SMALL * y_entries:
+        elif not by_token[e] and (size > SMALL * y_entries or per_entry < DEAR):
             continue
         halt.append(e)
         kept.append(Kept(e, reason))

@@ -7,7 +7,10 @@ or of frozen leaves works under a trace. Dtypes are those of the tensors.
 
 from __future__ import annotations
 
+import functools
+import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,9 +32,18 @@ LIBRARY.define("backward(Tensor gy, Tensor[] saved, str which) -> Tensor[]")
 def register(stack: Stack) -> str:
     """The name of a composed equation in calls. Done when adapters are attached, never inside a call."""
     name = "_then_".join(e.adapter.name for e in stack.equations) or "linear"
-    name = f"{name}_{stack.n}x{stack.k}_{stack.digest}"
+    name = f"{name}_{stack.n}x{stack.k}_{stack.digest}_{revision()}"
     STACKS[name] = stack
     return name
+
+
+@functools.cache
+def revision() -> str:
+    """A digest of the compiler: torch keeps compiled graphs on disk, and one that another compiler had part in says
+    otherwise what is saved."""
+    package = Path(__file__).parents[1]
+    files = (p for part in ("ir", "plan", "codegen", "runtime") for p in sorted((package / part).rglob("*.py")))
+    return hashlib.sha256(b"".join(p.read_bytes() for p in files)).hexdigest()[:8]
 
 
 def call_name(stack: str, wants: Sequence[bool]) -> str:
