@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,8 @@ from adaptc.nn.linear import AdaptedLinear
 WARM = 0.1  # of the rounds are not counted
 DECODED = 1  # tokens of a decoding step
 LEAST = 5e-4  # seconds of what is timed at once
+
+Layer = Callable[[Tensor], Tensor]
 
 
 def interleaved(
@@ -63,14 +65,18 @@ class Timing:
         yield table
 
 
-def training_step(layer: nn.Module, x: Tensor, gy: Tensor) -> Callable[[], object]:
-    """Forward and backward, with the gradients of x and of what the layer trains."""
+def trained(layer: nn.Module) -> list[Tensor]:
+    """What a layer trains."""
+    return [p for p in layer.parameters() if p.requires_grad]
+
+
+def training_step(layer: Layer, x: Tensor, gy: Tensor, wrt: Sequence[Tensor]) -> Callable[[], object]:
+    """Forward and backward, with the gradients of x and of wrt."""
     x = x.detach().requires_grad_()
-    wrt = [x, *(p for p in layer.parameters() if p.requires_grad)]
-    return lambda: torch.autograd.grad(layer(x), wrt, gy)
+    return lambda: torch.autograd.grad(layer(x), [x, *wrt], gy)
 
 
-def decoding_step(layer: nn.Module, x: Tensor) -> Callable[[], object]:
+def decoding_step(layer: Layer, x: Tensor) -> Callable[[], object]:
     """A forward without gradients, in the mode the layer is in."""
 
     def call() -> object:
@@ -92,7 +98,9 @@ def measure(adapters: Mapping[str, Adapter], n: int, k: int, m: int, dtype: str,
     x, gy = torch.randn(m, k).to(kind), torch.randn(m, n).to(kind)
     torch.set_num_threads(1)
     try:
-        training = _timed({name: training_step(one.train(), x, gy) for name, one in layers.items()}, rounds)
+        training = _timed(
+            {name: training_step(one.train(), x, gy, trained(one)) for name, one in layers.items()}, rounds
+        )
         few = x.new_ones(DECODED, k)
         decoding = _timed({name: decoding_step(one.eval(), few) for name, one in layers.items()}, rounds)
     finally:
@@ -105,7 +113,7 @@ def measure(adapters: Mapping[str, Adapter], n: int, k: int, m: int, dtype: str,
             "decoding us": decoding[name],
             "decoding over frozen": decoding[name] / decoding["frozen linear"],
             "kept over x": float(kept.get(name, 0.0)),
-            "trained": sum(p.numel() for p in one.parameters() if p.requires_grad),
+            "trained": sum(p.numel() for p in trained(one)),
         }
         for name, one in layers.items()
     }

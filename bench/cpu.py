@@ -25,6 +25,7 @@ from torch import Tensor, nn
 import adaptc as ac
 from adaptc.case import gradients_of, move
 from adaptc.runtime.reference import Evaluator
+from adaptc.timing import decoding_step, trained, training_step
 from bench import measuring
 from bench.cpu_rows import ROWS, Row, of_lycoris, of_peft
 from bench.measuring import interleaved, machine, write
@@ -71,29 +72,6 @@ class Size:
     def tokens(self, count: int) -> Tensor:
         """Some x."""
         return torch.randn(count, self.k, generator=torch.Generator().manual_seed(1)).to(DTYPES[self.dtype])
-
-
-def trained(layer: nn.Module) -> list[nn.Parameter]:
-    """What a layer trains."""
-    return [p for p in layer.parameters() if p.requires_grad]
-
-
-def training_step(layer: Callable[[Tensor], Tensor], size: Size, wrt: Sequence[Tensor]) -> Callable[[], object]:
-    """Forward and backward, gradients as torch.autograd.grad gives them."""
-    x = size.tokens(size.m).requires_grad_()
-    gy = torch.randn(size.m, size.n, generator=torch.Generator().manual_seed(2)).to(x.dtype)
-    return lambda: torch.autograd.grad(layer(x), [x, *wrt], gy)
-
-
-def decoding_step(layer: Callable[[Tensor], Tensor], size: Size) -> Callable[[], object]:
-    """A forward without gradients."""
-    x = size.tokens(size.m)
-
-    def call() -> Tensor:
-        with torch.no_grad():
-            return layer(x)
-
-    return call
 
 
 def eager(layer: ac.AdaptedLinear) -> Callable[[Tensor], Tensor]:
@@ -162,13 +140,15 @@ def steps(
             layers[peer] = found.train(not decode)
     facts: dict[str, Any] = {"trained": {name: sum(p.numel() for p in trained(one)) for name, one in layers.items()}}
     facts |= {"missing": missing} if missing else {}
+    x = size.tokens(size.m)
+    gy = torch.randn(size.m, size.n, generator=torch.Generator().manual_seed(2)).to(x.dtype)
     if decode:
-        calls = {name: decoding_step(layer, size) for name, layer in layers.items()}
-        return {"frozen": decoding_step(size.base, size), **calls}, facts
-    calls = {name: training_step(layer, size, trained(layer)) for name, layer in layers.items()}
+        calls = {name: decoding_step(layer, x) for name, layer in layers.items()}
+        return {"frozen": decoding_step(size.base, x), **calls}, facts
+    calls = {name: training_step(layer, x, gy, trained(layer)) for name, layer in layers.items()}
     if "eager" in peers:
-        calls["eager"] = training_step(eager(ours), size, trained(ours))
-    return {"frozen": training_step(size.base, size, []), **calls}, facts
+        calls["eager"] = training_step(eager(ours), x, gy, trained(ours))
+    return {"frozen": training_step(size.base, x, gy, []), **calls}, facts
 
 
 def measure(name: str, size: Size, decode: bool, peers: Sequence[str], rounds: int) -> dict[str, Any]:

@@ -250,7 +250,7 @@ class _Writer(Writer):
 
     def reshaped(self, text: str, shape: str, dtype: str) -> str:
         """Text of a tensor in another shape, whose axes may have been turned."""
-        if self.kernels is not None and dtype == "float32" and self.kernels.copies():
+        if self.kernels is not None and dtype == "float32" and self.kernels.ready():
             return f"native_reshape({text}, ({shape},))"
         return f"{text}.reshape({shape})"
 

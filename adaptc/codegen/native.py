@@ -19,13 +19,11 @@ TINY = 4  # rows, columns or terms of a matrix product of which there are many
 
 @dataclass(frozen=True)
 class Kernels:
-    """What a machine has. blocks: are products with (p, q) blocks in a dtype faster there than torch's? draws: random
-    numbers. products: those of two tensors that are bound by memory? copies: of tensors whose axes are turned?"""
+    """What a machine has. blocks: are products with (p, q) blocks in a dtype faster there than torch's? ready: can all
+    other kernels be called?"""
 
     blocks: Callable[[int, int, str], bool]
-    draws: Callable[[], bool]
-    products: Callable[[], bool]
-    copies: Callable[[], bool]
+    ready: Callable[[], bool]
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,7 @@ class BlockStep:
 
 def draws_natively(e: Draw, types: Types, kernels: Kernels | None) -> bool:
     """Are these random numbers drawn by the compiled kernel?"""
-    return kernels is not None and types[e] in DTYPES and bool(e.size) and kernels.draws()
+    return kernels is not None and types[e] in DTYPES and bool(e.size) and kernels.ready()
 
 
 def block_step(e: Contract, types: Types, kernels: Kernels | None) -> BlockStep | None:
@@ -91,7 +89,7 @@ def by_memory(e: Contract, types: Types, kernels: Kernels | None) -> str | None:
         g.batch and (not real or min(_extent(e, c) for c in (g.left, g.summed, g.right)) <= TINY)
     ):
         return None
-    return f"{','.join(inputs)}->{out}" if kernels.products() else None
+    return f"{','.join(inputs)}->{out}" if kernels.ready() else None
 
 
 def _extent(e: Contract, letters: str) -> float:

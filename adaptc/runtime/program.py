@@ -161,7 +161,7 @@ def kernels(device: str) -> Kernels | None:
     if device != "cpu":
         return None
     ready = native.ready
-    return Kernels(lambda p, q, dtype: ready() and native.pays(p, q, getattr(torch, dtype)), ready, ready, ready)
+    return Kernels(lambda p, q, dtype: ready() and native.pays(p, q, getattr(torch, dtype)), ready)
 
 
 @functools.lru_cache(maxsize=1024)
