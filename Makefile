@@ -33,7 +33,7 @@ sanitize: $(VENV)/.test ## run the native tests under the address and undefined-
 	@cd build/sanitize && CFLAGS="$(SANITIZE) -g" LDFLAGS="$(SANITIZE)" ../../$(BIN)/python setup.py -q build_ext --inplace
 	@cd build/sanitize && LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" \
 		ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=. OMP_NUM_THREADS=2 ../../$(BIN)/python -m pytest -q -p no:cacheprovider \
-		tests/test_native.py tests/test_native_products.py tests/test_few.py -k "not without_a_compiler"
+		tests/test_native.py tests/test_native_products.py tests/test_native_solves.py tests/test_few.py -k "not without_a_compiler"
 
 demo: $(VENV)/.demo ## train a real model with adapters and show the result
 	@OMP_WAIT_POLICY=passive $(BIN)/adaptc demo

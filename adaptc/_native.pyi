@@ -110,6 +110,17 @@ def scatter(
 def copy(
     source: int, to: int, loops: tuple[tuple[int, int, int], ...], turned: bool, threads: int, level: int, /
 ) -> None: ...
+def solve(
+    A: int,
+    A_stride: tuple[int, ...],
+    B: int,
+    B_stride: tuple[int, ...],
+    out: int,
+    sizes: tuple[int, int, int],
+    threads: int,
+    level: int,
+    /,
+) -> bool: ...
 def draw(
     seed: int, stream: int, threshold: int, out: int, m: int, k: int, data: int, threads: int, level: int, /
 ) -> None: ...

@@ -111,6 +111,16 @@ void copy(Address from, Address to, const std::vector<std::array<Index, 3>>& loo
     adaptc::copy(call, threads, level);
 }
 
+bool solve(Address A, const std::array<Index, 3>& A_stride, Address B, const std::array<Index, 3>& B_stride, Address out,
+           const std::array<Index, 3>& sizes, int threads, int level) {
+    check_level(level);
+    const adaptc::Solves call{
+        reinterpret_cast<const float*>(A), reinterpret_cast<const float*>(B), reinterpret_cast<float*>(out),
+        sizes[0], sizes[1], sizes[2], {A_stride[0], A_stride[1], A_stride[2]}, {B_stride[0], B_stride[1], B_stride[2]}};
+    const py::gil_scoped_release release;
+    return adaptc::solve(call, threads, level);
+}
+
 py::tuple levels() {
     py::list names;
     for (int n = 0; n < adaptc::levels(); ++n) names.append(adaptc::level(n).name);
@@ -127,6 +137,7 @@ PYBIND11_MODULE(_native, module) {
     module.def("sampled", sampled);
     module.def("scatter", scatter);
     module.def("copy", ::copy);
+    module.def("solve", solve, "False where a matrix has no inverse.");
     module.def("draw", draw, "Uniform numbers if the threshold is below 0, else ones where the bits reach it.");
 
     py::class_<Multiply>(module, "Multiply", "A product of two tensors of known sizes and strides.")

@@ -33,6 +33,7 @@ from adaptc.ir.prims import (
     Reshape,
     Scale,
     Take,
+    Transform,
 )
 
 Number: TypeAlias = float | sympy.Expr
@@ -118,13 +119,29 @@ def apply(fn: sympy.Expr, *args: Expr, kind: str = "real") -> Expr:
 
 
 def conj(x: Expr) -> Expr:
-    """The complex conjugate; a real tensor is its own."""
-    return Map(sympy.conjugate(sympy.Symbol("a0")), (x,), "complex") if x.kind == "complex" else x
+    """The complex conjugate, numbers outside; a real tensor is its own, and that of a conjugate what it is made of."""
+    if x.kind != "complex":
+        return x
+    c, rest = split(x)
+    if isinstance(rest, Map) and rest.fn.has(sympy.conjugate):
+        return scale(c, rest.args[0])
+    return scale(c, Map(sympy.conjugate(sympy.Symbol("a0")), (rest,), "complex"))
 
 
 def real(x: Expr) -> Expr:
-    """The real part; a real tensor is its own."""
-    return Map(sympy.re(sympy.Symbol("a0")), (x,), "real") if x.kind == "complex" else x
+    """The real part, numbers outside; a real tensor is its own."""
+    if x.kind != "complex":
+        return x
+    c, rest = split(x)
+    if isinstance(rest, Map) and rest.fn.has(sympy.conjugate):
+        rest = rest.args[0]
+    return scale(c, Map(sympy.re(sympy.Symbol("a0")), (rest,), "real"))
+
+
+def transform(name: str, x: Expr, axis: int) -> Expr:
+    """A fast transform along an axis, numbers outside."""
+    c, rest = split(x)
+    return scale(c, Transform(name, rest, axis))
 
 
 def detach(x: Expr) -> Expr:
@@ -133,12 +150,15 @@ def detach(x: Expr) -> Expr:
 
 
 def reduce_sum(x: Expr, axes: Sequence[int]) -> Expr:
-    """The sum along axes, numbers outside."""
+    """The sum along axes, numbers outside; of one entry it is that entry."""
     if not axes:
         return x
     c, rest = split(x)
+    shape = tuple(d for j, d in enumerate(x.dims) if j not in axes)
     if is_zero(x):
-        return zeros(tuple(d for j, d in enumerate(x.dims) if j not in axes))
+        return zeros(shape)
+    if all(x.dims[j] == 1 for j in axes):
+        return reshape(x, shape)
     return scale(c, Reduce("sum", rest, tuple(sorted(axes))))
 
 
@@ -301,10 +321,11 @@ def _finish(terms: list[tuple[str, Expr]], out: str) -> Expr:
 
 def refold(root: Expr) -> Expr:
     """The small identities again, after a leaf was replaced: zeros spread, like terms meet."""
-    return rewrite(root, _refold)
+    return rewrite(root, again)
 
 
-def _refold(e: Expr) -> Expr | None:
+def again(e: Expr) -> Expr:
+    """A node built again from its operands, which may have changed."""
     match e:
         case Contract():
             return contract(e.spec, *e.operands)
@@ -320,8 +341,12 @@ def _refold(e: Expr) -> Expr | None:
             return take(e.x, e.index, e.size)
         case Put():
             return put(e.x, e.index, e.size)
+        case Transform():
+            return transform(e.name, e.x, e.axis)
+        case Map():
+            return real(e.args[0]) if e.fn.has(sympy.re) else conj(e.args[0]) if e.fn.has(sympy.conjugate) else e
         case _:
-            return None
+            return e
 
 
 def transpose_last(x: Expr) -> Expr:
@@ -357,8 +382,8 @@ def swap_spec(ndim: int) -> str:
 
 
 def constant(value: object, shape: Shape) -> Expr:
-    """A constant by a SymPy expression of the indices."""
-    return Constant(sympy.sympify(value), shape)
+    """A constant by a SymPy expression of the indices, or written out."""
+    return Constant(value if isinstance(value, tuple) else sympy.sympify(value), shape)
 
 
 def leaf(name: str, *shape: object, role: str = "param", kind: str = "real") -> Leaf:

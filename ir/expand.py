@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from string import ascii_letters
 
 from adaptc.errors import InternalError
-from adaptc.ir.build import add, batched, conj, contract, is_zero, scale, transpose_last
+from adaptc.ir.build import add, again, batched, conj, contract, is_zero, scale, transpose_last
 from adaptc.ir.expr import Expr, postorder, rewrite, rewrite_all
 from adaptc.ir.gather import gathered, gathered_back, picks
 from adaptc.ir.matrix import ATTACH, MatMul, Transpose
@@ -76,7 +76,7 @@ class _Expander:
             return self.lower(alternatives[option])
         if isinstance(e, AbstractOperator):
             return self.lower(e.as_matrix())
-        return e.rebuild(self.lower)
+        return again(e.rebuild(self.lower))
 
     def _product(self, A: Expr, B: Expr) -> Expr:
         if A.ndim != 2:

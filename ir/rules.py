@@ -29,6 +29,7 @@ from adaptc.ir.build import (
     scale,
     take,
     times,
+    transform,
 )
 from adaptc.ir.dims import quotient, same
 from adaptc.ir.expr import Expr, rewrite
@@ -45,7 +46,7 @@ from adaptc.ir.operators.inverse import Inverse
 from adaptc.ir.operators.kron import Kron
 from adaptc.ir.operators.permutation import Permutation
 from adaptc.ir.operators.scatter import Scatter
-from adaptc.ir.prims import INDEX, Add, Contract, Reshape, Scale, Table, Transform
+from adaptc.ir.prims import INDEX, Add, At, Contract, Reshape, Scale, Table
 
 ORTHOGONAL = (Cayley, Householder, Permutation)
 """Square matrices whose transpose is their inverse."""
@@ -146,6 +147,55 @@ def scatter_in_matrix(e: Expr) -> Expr | None:
 
 
 @rule(
+    "permutation(p) @ scatter(v, [r, c], shape) -> scatter(v, [q[r], c], shape), q the inverse of p",
+    lambda: MatMul(Permutation(Table((2, 0, 1))), Scatter(leaf("v", 2), (Table((0, 2)), Table((3, 1))), (3, 4))),
+)
+def permuted_places(e: Expr) -> Expr | None:
+    """A permuted sparse matrix has its entries at other places: nothing is moved."""
+    if not isinstance(e, MatMul) or e.ndim != 2:
+        return None
+    left, right = _ends(e.A, last=True), _ends(e.B, last=False)
+    for j, (P, S) in enumerate(((left[-1], right[0]), (right[0], left[-1]))):
+        flipped = isinstance(P, Transpose)
+        P = P.A if isinstance(P, Transpose) else P
+        sparse = _sparse(S) if isinstance(P, Permutation) else None
+        if sparse is None or not isinstance(P, Permutation):
+            continue
+        to = P.index if flipped == (j == 0) else _inverse(P.index)
+        if to is not None:
+            index = tuple(_looked_up(to, t) if i == j else t for i, t in enumerate(sparse.index))
+            return functools.reduce(MatMul, [*left[:-1], Scatter(sparse.v, index, sparse.size), *right[1:]])
+    return None
+
+
+def _ends(e: Expr, last: bool) -> list[Expr]:
+    """A product's factors, the last or first of them apart."""
+    if not isinstance(e, MatMul):
+        return [e]
+    inner = _ends(e.B if last else e.A, last)
+    rest = inner[:-1] if last else inner[1:]
+    more = functools.reduce(MatMul, [e.A, *rest] if last else [*rest, e.B])
+    return [more, inner[-1]] if last else [inner[0], more]
+
+
+def _sparse(e: Expr) -> Scatter | None:
+    found = scatter_in_matrix.rewrite(e)
+    e = e if found is None else found
+    return e if isinstance(e, Scatter) and len(e.index) == len(e.size) == 2 else None
+
+
+def _inverse(p: Expr) -> Expr | None:
+    return Table(tuple(sorted(range(len(p.values)), key=p.values.__getitem__))) if isinstance(p, Table) else None
+
+
+def _looked_up(p: Expr, at: Expr) -> Expr:
+    """p[at]."""
+    if isinstance(p, Table) and isinstance(at, Table):
+        return Table(tuple(p.values[t] for t in at.values))
+    return take(p, (At(at, 0),), at.dims)
+
+
+@rule(
     "einsum(x, circulant(c)) -> ifft(einsum(fft(x), fft(c)))",
     lambda: contract("mk,nk->mn", leaf("x", 3, 4), Circulant(leaf("c", 4))),
     form=True,
@@ -166,11 +216,11 @@ def circular_convolution(e: Expr) -> Expr | None:
         row, column = (term[-1], term[-2]) if flipped else (term[-2], term[-1])
         for free, summed in ((row, column), (column, row)):
             if free in out and free not in other and summed in other and summed not in out:
-                straight = Transform("fft", C.c, C.c.ndim - 1)
+                straight = transform("fft", C.c, C.c.ndim - 1)
                 spectrum = straight if free == row else conj(straight)
                 spec = f"{other.replace(summed, free)},{term[:-2]}{free}->{out}"
-                y = contract(spec, Transform("fft", x, other.index(summed)), spectrum)
-                return real(Transform("ifft", y, out.index(free)))
+                y = contract(spec, transform("fft", x, other.index(summed)), spectrum)
+                return real(transform("ifft", y, out.index(free)))
     return None
 
 

@@ -28,6 +28,7 @@ from adaptc.ir.build import (
     scale,
     take,
     times,
+    transform,
     transpose_last,
 )
 from adaptc.ir.expr import Expr, postorder
@@ -114,10 +115,10 @@ def _reduce(node: Reduce, g: Expr) -> Pairs:
 def _transform(node: Transform, g: Expr) -> Pairs:
     n = node.dims[node.axis]
     if node.name == "hadamard":
-        return [(node.x, Transform("hadamard", g, node.axis))]
+        return [(node.x, transform("hadamard", g, node.axis))]
     if node.name == "fft":
-        return [(node.x, scale(n, Transform("ifft", g, node.axis)))]
-    return [(node.x, scale(sympy.Integer(1) / n, Transform("fft", g, node.axis)))]
+        return [(node.x, scale(n, transform("ifft", g, node.axis)))]
+    return [(node.x, scale(sympy.Integer(1) / n, transform("fft", g, node.axis)))]
 
 
 def _solve(node: Solve, g: Expr) -> Pairs:

@@ -65,14 +65,19 @@ def test_at_most_three_rows_miss():
     assert len(MISSED) <= 3
 
 
+def in_place(total_, a, b, out_shape=None, **_):
+    """The FLOPs of addmm_, which torch's counter does not know, by shapes."""
+    return 2 * a[0] * a[1] * b[1]
+
+
 @pytest.mark.parametrize("name", ["lora", "dora", "hra", "oft", "vera", "loha", "miss", "lora_xs"])
 def test_torch_counts_the_same(name):
     """The FLOPs of torch's own counter, which sees matrix products alone: sums of elementwise products it does not."""
     layer = AdaptedLinear(nn.Linear(64, 96, dtype=torch.float64).requires_grad_(False), getattr(methods, name)())
     x, m = torch.randn(300, 64, dtype=torch.float64, requires_grad=True), 300
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: in_place}) as counter:
         layer(x).sum().backward()
     chosen = layer.plan(m)
     ours = total([*chosen.forward, *chosen.backward], lambda d: value(d, {TOKENS: m})).gemm
     counted = counter.get_total_flops()
-    assert 0.95 * ours <= counted <= ours
+    assert 0.99 * ours <= counted <= ours

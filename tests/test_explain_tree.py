@@ -46,7 +46,7 @@ def test_every_step_is_drawn_once(name, mode):
 
 
 def test_a_line_says_primitive_shape_time_what_it_reads_and_value():
-    report = ac.explain(lora(), 1024, 768, 1024, mode="eval")
+    report = ac.explain(lora(), 1024, 768, 4096, mode="eval")
     first = report.facts["steps"][0]
     assert first["reads"] == ["A", "B"]
     line = next(line for line in report.tree().split("\n") if "── #1 " in line)

@@ -8,25 +8,22 @@ from __future__ import annotations
 
 import keyword
 import re
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import sympy
 
-from adaptc.codegen.gather import flat_index, prefix, slices, stacked, tiles
-from adaptc.codegen.layout import transposed
-from adaptc.codegen.native import Kernels, block_step, by_memory, draws_natively
-from adaptc.codegen.product import groups, matmul, matrix_operands, product, spread, turn
+from adaptc.codegen.gather import flat_index, prefix, slices, tiles
+from adaptc.codegen.native import SOLVED, Kernels, block_step, by_memory, draws_natively
+from adaptc.codegen.product import groups, spread
 from adaptc.codegen.scalar import torch_text
-from adaptc.codegen.source import WORD, Source, live
+from adaptc.codegen.source import WORD, Source, live, released
+from adaptc.codegen.sums import Sums
 from adaptc.codegen.types import Types
-from adaptc.codegen.writer import Writer
 from adaptc.errors import UnsupportedError
 from adaptc.ir.dims import TOKENS, Shape
 from adaptc.ir.expr import Expr
 from adaptc.ir.prims import (
-    Add,
     Broadcast,
     Cholesky,
     Constant,
@@ -46,10 +43,10 @@ from adaptc.ir.prims import (
     only,
 )
 from adaptc.plan.plan import reach
-from adaptc.plan.sampled import fused
+from adaptc.plan.sampled import Columns, Sampled, Scattered
 
 _OURS = re.compile(
-    r"t\d+|kept\d+|tables|torch|rows|gy|walsh_hadamard|i?fft|uniform|bernoulli|sampled|scattered|native|native_product|native_reshape|linear|.*_(float|bfloat|complex|int)\d+"
+    r"t\d+|kept\d+|tables|torch|rows|gy|walsh_hadamard|(half_|real_)?i?fft|uniform|bernoulli|sampled|scattered|native|native_product|native_reshape|native_solve|linear|.*_(float|bfloat|complex|int)\d+"
 )
 
 
@@ -80,7 +77,7 @@ def emit(
         writer.visit(e)
     values = [writer.cast(e, dtype) for e, dtype in results]
     values = writer.apart([e for e, _ in results], values)
-    body = live(writer.lines, values)
+    body = released(live(writer.lines, values), values, writer.large())
     lines = [f"def {name}(tables, {', '.join(n for n, _ in arguments)}):", f'    """{head}"""']
     if any("rows" in WORD.findall(line.partition("  #")[0]) for line in body):
         row = next(n for n, e in arguments if e.dims and e.dims[0] == TOKENS)
@@ -90,169 +87,14 @@ def emit(
     return Source(name, text, tuple(n for n, _ in arguments), tuple(writer.tables))
 
 
-class _Writer(Writer):
+class _Writer(Sums):
     """Writes one function, node by node."""
-
-    def __init__(self, names: dict[Expr, str], types: Types, results: list[Expr], kernels: Kernels | None) -> None:
-        super().__init__(names, types)
-        self.kernels = kernels
-        order = reach(results, list(names))
-        self.uses: Counter[Expr] = Counter(c for e in order if e not in names for c in e.children)
-        self.uses.update(results)
-        self.sparse, self.unmade = fused([e for e in order if e not in names], results)
-        self.transposed = transposed(order, names)
-        self.deferred = {t for e in order if isinstance(e, Add) and e not in names for t in self._fusable(e)}
-        self.deferred |= {e.x for e in order if isinstance(e, Scale) and e not in self.deferred and self._takes(e)}
 
     def visit(self, e: Expr) -> None:
         """Write the lines that compute a node."""
         if e in self.names or e in self.deferred or e in self.unmade:
             return
         EMIT[only(type(e))](self, e)  # type: ignore[arg-type]
-
-    # ------------------------------------------------------------------ products and sums
-
-    def _fusable(self, e: Add) -> list[Expr]:
-        """Nodes that the sum e computes itself: matrix products and numbers times a term, used nowhere else."""
-        found: list[Expr] = []
-        for t in e.terms:
-            number = isinstance(t, Scale) and not isinstance(t.factor, sympy.Expr)
-            inner = t.x if isinstance(t, Scale) else t
-            if self.uses[t] != 1 or t in self.names or (t is not inner and not number):
-                continue
-            if number or self._joins(t, e):
-                found.append(t)
-            if self.uses[inner] == 1 and inner not in self.names and self._is_mm(inner, e):
-                found.append(inner)
-        return found
-
-    def _joins(self, t: Expr, e: Add) -> bool:
-        """Is a term a sum whose terms the sum e can add itself?"""
-        return isinstance(t, Add) and self.types[t] == self.types[e] and stacked(t.terms) is None
-
-    def _terms(self, e: Add) -> list[Expr]:
-        """The terms of a sum, and those of the sums among them that are not written."""
-        return [s for t in e.terms for s in (self._terms(t) if isinstance(t, Add) and t in self.deferred else [t])]
-
-    def _takes(self, e: Scale) -> bool:
-        """Can a number go into the product that it scales?"""
-        number = not isinstance(e.factor, sympy.Expr) and e not in self.names
-        return number and self.uses[e.x] == 1 and e.x not in self.names and self._is_mm(e.x, e)
-
-    def _is_mm(self, e: Expr, total: Expr) -> bool:
-        if not isinstance(e, Contract) or len(e.operands) != 2 or self.types[e] != self.types[total]:
-            return False
-        if self.halved(e):
-            return False
-        return matrix_operands(e, "a", "b") is not None
-
-    def halved(self, e: Contract) -> bool:
-        """Is a float32 product of bfloat16 tensors better computed in bfloat16, summed in float32 and rounded once? As
-        it stands both would be copied, and the product take twice as long."""
-        g = groups(e)
-        both = len(e.operands) == 2 and all(self.types[op] == "bfloat16" for op in e.operands)
-        return both and self.types[e] == "float32" and bool(g.summed) and bool(g.left or g.right)
-
-    def operands(self, e: Contract) -> tuple[str, str]:
-        """The names of a product's operands in the dtype it is computed in."""
-        dtype = "bfloat16" if self.halved(e) else self.types[e]
-        a, b = (self.cast(op, dtype) for op in e.operands)
-        return a, b
-
-    def add(self, e: Add) -> None:
-        """Sum the terms: bias and first product in one addmm, then everything onto the sum, in place."""
-        dtype, found = self.types[e], stacked(e.terms)
-        if found is not None and all(t in self.names for t in found[1]):  # else some were given put already
-            names = ", ".join(self.cast(t, dtype) for t in found[1])
-            self.let(e, f"torch.cat(({names}), {found[0]})", fresh=True)
-            return
-        parts = [self._scaled(t) for t in self._terms(e)]
-        products = [(c, t) for c, t in parts if isinstance(t, Contract) and t in self.deferred]
-        others = [(c, t) for c, t in parts if t not in self.deferred]
-        text, own = self._start(others, products, dtype)
-        self.let(e, text, fresh=True)
-        name = self.names[e]
-        if own or not (others or products):  # else the first term makes a new tensor
-            self.places[name] = self.place(text)
-        for c, t in others:
-            value = f"{self.cast(t, dtype)}{_alpha(c)}"
-            self.lines.append(f"{name}.add_({value})" if own else f"{name} = torch.add({name}, {value})")
-            own = True
-        for c, t in products:
-            a, b = self._pair(t)
-            if t in self.transposed:
-                value = f"{matmul(*turn((a, b)))}.t(){_alpha(c)}"
-                self.lines.append(f"{name}.add_({value})" if own else f"{name} = torch.add({name}, {value})")
-            else:
-                value = f"{a}, {b}{_alpha(c)}"
-                self.lines.append(f"{name}.addmm_({value})" if own else f"{name} = torch.addmm({name}, {value})")
-            own = True
-
-    def _start(
-        self, others: list[tuple[float, Expr]], products: list[tuple[float, Contract]], dtype: str
-    ) -> tuple[str, bool]:
-        """Text of the first terms, which leave the lists, and whether it is a new tensor."""
-        plain = next((p for p in products if p[0] == 1), None)
-        bias = next(
-            (o for o in others if o[0] == 1 and isinstance(o[1], Broadcast) and o[1].axes == (o[1].ndim - 1,)),
-            None,
-        )
-        if plain and bias:
-            products.remove(plain)
-            others.remove(bias)
-            a, b = self._pair(plain[1])
-            assert isinstance(bias[1], Broadcast)
-            return matmul(a, b, self.cast(bias[1].x, dtype)), True
-        if plain and (not others or not any(self._owned(o, dtype) for o in others)):
-            products.remove(plain)
-            return self.product(plain[1]), True
-        if not others:
-            c, t = products.pop(0)
-            return self._times(c, t, dtype), True
-        first = next((o for o in others if self._owned(o, dtype)), None)
-        if first:
-            others.remove(first)
-            return self.names[first[1]], True
-        first = next((o for o in others if o[0] == 1 and not isinstance(o[1], Broadcast)), others[0])
-        others.remove(first)
-        name = self.cast(first[1], dtype)
-        return (name, False) if first[0] == 1 else (f"{name} * {first[0]!r}", True)
-
-    def _times(self, c: float, e: Contract, dtype: str) -> str:
-        """A number times a matrix product, in one call."""
-        zero, pair, back = self.table(sympy.Integer(0), (), dtype), self._pair(e), ""
-        if e in self.transposed:
-            pair, back = turn(pair), ".t()"
-        return f"torch.addmm({zero}, {', '.join(pair)}, beta=0, alpha={c!r}){back}"
-
-    def _owned(self, term: tuple[float, Expr], dtype: str) -> bool:
-        c, t = term
-        return c == 1 and t in self.fresh and self.uses[t] == 1 and self.types[t] == dtype
-
-    def _pair(self, e: Contract) -> tuple[str, str]:
-        pair = matrix_operands(e, *self.operands(e))
-        assert pair is not None
-        return pair
-
-    def _scaled(self, t: Expr) -> tuple[float, Expr]:
-        if isinstance(t, Scale) and t in self.deferred:
-            return float(t.factor), t.x
-        return 1.0, t
-
-    def product(self, e: Contract) -> str:
-        """Text of a product of two."""
-
-        def reshape(text: str, shape: list[str]) -> str:
-            return self.reshaped(text, ", ".join(shape), "bfloat16" if self.halved(e) else self.types[e])
-
-        text = product(e, *self.operands(e), self.dimension, reshape, e in self.transposed)
-        return f"{text}.to(torch.float32)" if self.halved(e) else text
-
-    def reshaped(self, text: str, shape: str, dtype: str) -> str:
-        """Text of a tensor in another shape, whose axes may have been turned."""
-        if self.kernels is not None and dtype == "float32" and self.kernels.ready():
-            return f"native_reshape({text}, ({shape},))"
-        return f"{text}.reshape({shape})"
 
     def contract(self, e: Contract) -> None:
         """A product of two, or axes in another order."""
@@ -261,9 +103,12 @@ class _Writer(Writer):
             order = ", ".join(str(letters.index(c)) for c in out)
             self.let_view(e, f"{self.names[e.operands[0]]}.permute({order})", self.names[e.operands[0]])
             return
-        if e in self.sparse:
-            a, rows, b, cols = (self.names[t] for t in self.sparse[e])
-            self.let(e, f"sampled({a}, {rows}, {b}, {cols}, torch.{self.types[e]})", fresh=True)
+        found = self.sparse.get(e)
+        if isinstance(found, Sampled):
+            a, b = map(self.columns, (found.a, found.b))
+            half = [c.x.dims[1] if c.x in self.half_spectra else None for c in (found.a, found.b)]
+            more = f", ({half[0]}, {half[1]})" if any(half) else ""
+            self.let(e, f"sampled({a}, {b}, torch.{self.types[e]}{more})", fresh=True)
             return
         step = block_step(e, self.types, self.kernels)
         if step is not None:
@@ -276,12 +121,17 @@ class _Writer(Writer):
             self.let(e, f"native_product('{spec}', {a}, {b}, torch.{self.types[e]})", fresh=True)
             return
         g = groups(e)
-        if not g.summed and (found := self.own(e)) is not None:
-            name, text = found
+        if not g.summed and (mine := self.own(e)) is not None:
+            name, text = mine
             self.let_view(e, text, name)
             self.fresh.add(e)
             return
         self.let(e, self.product(e), fresh=bool(g.left or g.right or g.batch))
+
+    def columns(self, c: Columns) -> str:
+        """Text of a tensor and of the columns that are picked from it."""
+        x = self.names[c.x]
+        return f"{f'torch.conj({x})' if c.conjugate else x}, {self.names[c.at]}"
 
     def own(self, e: Contract) -> tuple[str, str] | None:
         """A tensor that was made for this elementwise product alone and is as large, and the product in its place."""
@@ -327,11 +177,19 @@ class _Writer(Writer):
     def map(self, e: Map) -> None:
         """An elementwise function in the dtype of its result."""
         dtype = self.types[e]
+        if e in self.only_real:
+            t = self.only_real[e]
+            self.let(e, f"real_{t.name}({self.names[t.x]}, {e.dims[1]})", fresh=True)
+            return
         if e.fn.has(sympy.re) or e.fn.has(sympy.conjugate) or dtype == "int64":
             names = tuple(self.names[t] for t in e.args)
         else:
             names = tuple(self.cast(t, dtype) for t in e.args)
-        self.let(e, torch_text(e.fn, names, dtype))
+        text = torch_text(e.fn, names, dtype)
+        if text == f"torch.real({names[0]})":
+            self.let_view(e, text, names[0])
+        else:
+            self.let(e, text)
 
     def reduce(self, e: Reduce) -> None:
         """A sum or maximum along axes."""
@@ -379,9 +237,12 @@ class _Writer(Writer):
     def put(self, e: Put) -> None:
         """Scatter: assignment to a slice of zeros, or one index_add over the flattened axes."""
         dtype, found = self.types[e], self.sparse.get(e)
-        if found is not None:
-            x, cols, c, rows = (self.names[t] for t in found)
-            self.let(e, f"scattered({x}, {cols}, {c}, {rows}, {self.dimension(e.size[1])}, torch.{dtype})", fresh=True)
+        if isinstance(found, Scattered):
+            half = found.x.x.dims[1] if found.x.x in self.half_spectra else None
+            onto = next((t.name for t in self.only_real.values() if t.x is e), None)
+            more = f", {half}, {onto!r}" if half or onto else ""
+            c, rows, n = self.names[found.c], self.names[found.rows], self.dimension(e.size[1])
+            self.let(e, f"scattered({self.columns(found.x)}, {c}, {rows}, {n}, torch.{dtype}{more})", fresh=True)
             return
         x, cut = self.names[e.x], slices(e.index, e.x.dims)
         if cut is not None:
@@ -423,13 +284,18 @@ class _Writer(Writer):
         """A fast transform, in float32 or wider."""
         have = self.types[e.x]
         wide = have if have.startswith("complex") else self.types.wide
+        if e in self.half_spectra:
+            self.let(e, f"half_{e.name}({self.cast(e.x, wide)})")
+            return
         call = {"fft": "fft", "ifft": "ifft", "hadamard": "walsh_hadamard"}[e.name]
         self.let(e, f"{call}({self.cast(e.x, wide)}, dim={e.axis})")
 
     def solve(self, e: Solve) -> None:
         """A^-1 B by LU."""
         A, B = (self.cast(t, self.types[e]) for t in (e.A, e.B))
-        self.let(e, f"torch.linalg.solve({A}, {B})")
+        small = self.types[e] == "float32" and e.A.dims[-1] in range(2, SOLVED + 1)
+        native = small and self.kernels is not None and self.kernels.ready()
+        self.let(e, f"{'native_solve' if native else 'torch.linalg.solve'}({A}, {B})", fresh=True)
 
     def cholesky(self, e: Cholesky) -> None:
         """The lower factor."""
@@ -457,10 +323,6 @@ class _Writer(Writer):
     def leaf(self, e: Leaf) -> None:
         """A leaf that is no argument: a missing input."""
         raise UnsupportedError(f"the program reads '{e.name}', which it is not given")
-
-
-def _alpha(c: float) -> str:
-    return "" if c == 1 else f", alpha={c!r}"
 
 
 EMIT: dict[str, Callable[[_Writer, Any], None]] = {

@@ -14,6 +14,7 @@ from adaptc.ir.prims import Contract, Draw
 
 DTYPES = ("float32", "bfloat16")
 SMALL = (2, 4, 8)  # rows and columns of a block that is worth repeating
+SOLVED = 64  # rows of a matrix: systems with more are as fast in blocks
 TINY = 4  # rows, columns or terms of a matrix product of which there are many
 
 

@@ -32,9 +32,9 @@ _CALLS = {
 
 
 class _Printer(StrPrinter):
-    def __init__(self, names: tuple[str, ...], dtype: str) -> None:
+    def __init__(self, names: tuple[str, ...], dtype: str, calls: dict[str, str]) -> None:
         super().__init__()
-        self.names, self.dtype = names, dtype
+        self.names, self.dtype, self.calls = names, dtype, calls
 
     def _print_Symbol(self, expr: Any) -> str:
         for symbol, name in zip(ARGS, self.names, strict=False):
@@ -60,9 +60,9 @@ class _Printer(StrPrinter):
         if name == "floor" and isinstance(expr.args[0], sympy.Mul) and self.dtype == "int64":
             top, bottom = sympy.fraction(expr.args[0])
             return f"torch.div({self._print(top)}, {self._print(bottom)}, rounding_mode='floor')"
-        if name not in _CALLS:
+        if name not in self.calls:
             raise InternalError(f"no torch form for the function {name}")
-        return _CALLS[name].format(*map(self._print, expr.args))
+        return self.calls[name].format(*map(self._print, expr.args))
 
     _print_exp = _print_sin = _print_floor = _print_re = _print_conjugate = _print_Mod = _print_Function
 
@@ -83,6 +83,13 @@ class _Printer(StrPrinter):
         return " * ".join(self.parenthesize(f, 50) for f in expr.args)
 
 
-def torch_text(fn: sympy.Expr, names: tuple[str, ...], dtype: str) -> str:
+UNDIFFERENTIATED = {
+    "root": "torch.sqrt({})",
+    "inverse_root": "torch.rsqrt({0}).masked_fill_({0} == 0, 0.0)",
+}
+"""Shorter text of the same values, where torch takes no derivative of it."""
+
+
+def torch_text(fn: sympy.Expr, names: tuple[str, ...], dtype: str, differentiable: bool = False) -> str:
     """`fn` of a0, a1, ... over the named tensors, with results in `dtype`."""
-    return str(_Printer(names, dtype).doprint(fn))
+    return str(_Printer(names, dtype, _CALLS if differentiable else _CALLS | UNDIFFERENTIATED).doprint(fn))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,3 +54,18 @@ def live(lines: Sequence[str], values: Sequence[str]) -> list[str]:
             needed.update(WORD.findall(code))
             kept.append(line)
     return kept[::-1]
+
+
+def released(lines: Sequence[str], values: Sequence[str], large: Container[str]) -> list[str]:
+    """The same lines, and after the last use of what is large that it is let go: its memory, still in the caches and
+    known to the system, is what the next line writes to."""
+    needed = {word for v in values for word in WORD.findall(v)}
+    found: list[str] = []
+    for line in reversed(lines):
+        words = dict.fromkeys(WORD.findall(line.partition("  #")[0]))
+        ends = [w for w in words if w in large and w not in needed]
+        if ends and found:
+            found.append(f"del {', '.join(ends)}")
+        needed.update(words)
+        found.append(line)
+    return found[::-1]

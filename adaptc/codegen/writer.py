@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from math import prod
 
 import sympy
 
@@ -13,8 +14,14 @@ from adaptc.codegen.types import Types
 from adaptc.errors import UnsupportedError
 from adaptc.ir.dims import TOKENS, Dim, Shape, show
 from adaptc.ir.expr import Expr
-from adaptc.ir.prims import Broadcast, Take
+from adaptc.ir.prims import Broadcast, Map, Take
 from adaptc.ir.printer import brief
+
+LARGE = 4096  # entries
+
+
+def _is_large(shape: Shape) -> bool:
+    return not all(isinstance(d, int) for d in shape) or prod(int(d) for d in shape) >= LARGE
 
 
 class Writer:
@@ -41,6 +48,11 @@ class Writer:
         """Assign a value that may lie where another does."""
         self.let(e, text)
         self.places[self.names[e]] = self.place(of)
+
+    def large(self) -> set[str]:
+        """The names of computed values that are worth letting go of early."""
+        every = [*self.names.items(), *((e, name) for (e, _), name in self.casts.items())]
+        return {name for e, name in every if name.isidentifier() and name not in self.given and _is_large(e.dims)}
 
     def place(self, name: str) -> str:
         """The name of the value in whose memory a value may lie."""
@@ -70,14 +82,15 @@ class Writer:
         return self.casts[e, dtype]
 
     def apart(self, results: Sequence[Expr], values: Sequence[str]) -> list[str]:
-        """Results that stay alive on their own: no two in one place, none in an argument's, and no slices, which would
-        hold all that they were cut from."""
+        """Results that stay alive on their own: no two in one place, none in an argument's, and no slices or real
+        parts, which would hold all that they were cut from."""
         taken: set[str] = set()
         found: list[str] = []
         for e, value in zip(results, values, strict=True):
             root = self.place(value)
-            cut = isinstance(e, Take) and slices(e.index, e.size) is not None and bool(found)
-            mine = root in taken or root in self.given or cut
+            cut = isinstance(e, Take) and slices(e.index, e.size) is not None
+            cut |= isinstance(e, Map) and root != value
+            mine = root in taken or root in self.given or (cut and bool(found))
             found.append(f"{value}.clone()" if mine else value)
             taken.add(root)
         return found

@@ -35,6 +35,7 @@ from adaptc.plan.plan import (
     steps,
 )
 from adaptc.plan.sampled import fused
+from adaptc.plan.spectra import half_spectra, only_real
 
 FORWARD, INPUT, PARAMETERS = "forward", "the gradient of x", "the gradients of parameters"
 PURPOSES = (FORWARD, INPUT, PARAMETERS)
@@ -47,10 +48,11 @@ LITTLE = 0.25  # of x: what is smaller may be kept in its place
 TURNED = 4  # passes over the operands of a sampled product: they are transposed, and read by column
 SCATTERED = 0.5  # passes over the products that a scatter of scaled columns never writes
 FACTORISED = 8.0  # times the operations of a factorisation, measured on small blocks
+HALF = 0.5  # of the time of a whole spectrum
 GATHERED = 3  # passes over what is picked by index
 MANY = 16  # contractions whose parts are compared
 PARTS = 4  # of them, that may be computed first
-SMALL = 0.07  # of y: larger values of parameters alone are always computed again
+SMALL = 0.07  # of y: larger values of parameters alone are computed again, or kept where that pays
 
 
 class Key(NamedTuple):
@@ -211,16 +213,22 @@ def step_seconds(task: Task, where: Device, nodes: list[Expr]) -> dict[Expr, flo
     """Predicted seconds of the steps of a program, of those that take any."""
     found = {}
     read, unmade = fused(nodes, ())
+    half = half_spectra(nodes, read, unmade, ())
+    for e, t in only_real(nodes, read, ()).items():
+        half |= {t, t.x}
+        unmade.add(e)
     for e in nodes:
         if not is_view(e) and e not in unmade:
             c = _cost(e, task.at)
             moved = _passes(e) * c.entries
             if e in read:
-                moved = TURNED * sum(entries(t.dims, task.size) for t in read[e] if depends_on_tokens(t))
+                moved = TURNED * sum(entries(t.dims, task.size) for t in read[e].read if depends_on_tokens(t))
                 if isinstance(e, Put):
                     moved += TURNED * entries(e.dims, task.size) + SCATTERED * entries(e.x.dims, task.size)
+                moved *= 2 if e.kind == "complex" else 1
+            part = HALF if e in half else 1.0
             if moved:
-                found[e] = where.seconds(c.gemm, ITEM * moved, _slowness(e) * (c.flops - c.gemm))
+                found[e] = where.seconds(c.gemm, part * ITEM * moved, part * _slowness(e) * (c.flops - c.gemm))
     return found
 
 
@@ -271,7 +279,7 @@ def _keep(trial: _Trial, y: Expr, gradients: Sequence[Expr], again: Sequence[Exp
             if trial.chosen.get(Key("kept", e.digest)) != KEEP:
                 continue
             reason = "smaller than what it is made of"
-        elif not by_token[e] and (size > SMALL * y_entries or per_entry < DEAR):
+        elif not by_token[e] and (per_entry < DEAR or not _has_room(trial, e, y_entries, x_entries)):
             continue
         halt.append(e)
         kept.append(Kept(e, reason))
@@ -280,6 +288,12 @@ def _keep(trial: _Trial, y: Expr, gradients: Sequence[Expr], again: Sequence[Exp
     found = [k for k in kept if k.node in used]
     asked = task.limit is not None  # without a limit, values of parameters alone are too small to be asked for
     return tuple(k for k in found if not (asked or by_token[k.node]) or _kept(trial, k.node, KEEP))
+
+
+def _has_room(trial: _Trial, e: Expr, y_entries: float, x_entries: float) -> bool:
+    """Is a value of parameters alone small beside y? Up to the size of x the price decides."""
+    size = entries(e.dims, trial.task.size)
+    return size <= SMALL * y_entries or (size <= x_entries and _kept(trial, e, AGAIN))
 
 
 def _compared(e: Expr) -> bool:

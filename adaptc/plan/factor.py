@@ -51,8 +51,23 @@ def _joined(e: Add, joint: set[Expr], alone: set[Expr]) -> Expr | None:
     if not together:
         return None
     for (spec, other), values in together.items():
-        terms.append(contract(spec, add(*values), other))
+        terms.append(_product(spec, values, other))
     return add(*terms)
+
+
+def _product(spec: str, values: list[Expr], other: Expr) -> Expr:
+    """(a + c) B; where every term of the sum is turned alike, the product reads the sum of what they are made of."""
+    inner = [split(v)[1] for v in values]
+    first = inner[0]
+    if not isinstance(first, Contract) or len(first.operands) > 1:
+        return contract(spec, add(*values), other)
+    if any(not isinstance(v, Contract) or v.spec != first.spec or len(v.operands) > 1 for v in inner):
+        return contract(spec, add(*values), other)
+    (before,), after = first.terms
+    letters, rest = spec.split(",")
+    names = dict(zip(after, letters, strict=True))
+    total = add(*(scale(split(v)[0], split(v)[1].children[0]) for v in values))
+    return contract(f"{''.join(names[c] for c in before)},{rest}", total, other)
 
 
 def _turned(e: Expr, letters: str, order: str, alone: set[Expr]) -> Expr:

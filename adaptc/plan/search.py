@@ -11,7 +11,7 @@ import functools
 import itertools
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from random import Random
 
 from adaptc.errors import PlanError
@@ -32,18 +32,27 @@ Change = tuple[tuple[Key, str], ...]
 
 
 @functools.lru_cache(maxsize=512)
-def plan(task: Task) -> Plan:
+def plan(task: Task, near: frozenset[tuple[Key, str]] = frozenset()) -> Plan:
     """The plan of the least price that keeps to the task's limit. Raises PlanError, naming the least that can be kept.
 
     Found by descent, over orders, forms and the rest in turn: of all changes at one site the best is made, until none
-    gains.
+    gains. near: where it starts, if that is better than where nothing is chosen.
     """
-    best, chosen = _descent(task, {}, _price)
+    start: Chosen = dict(near)
+    if start and price(evaluate(task, start)[0]) > price(evaluate(task, {})[0]):
+        start = {}
+    best, chosen = _descent(task, start, _price)
     if best.excess:
         best, _ = _descent(task, chosen, lambda p: (float(p.excess), price(p)))
     if best.excess:
         raise PlanError(_too_little(best))
     return best
+
+
+def departures(found: Plan) -> frozenset[tuple[Key, str]]:
+    """The choices of a plan that are not the usual ones, but for what is kept."""
+    met = {Key(c.of, c.where.digest, c.purpose): c for c in found.choices if c.of != "kept"}
+    return frozenset((k, c.chosen) for k, c in met.items() if _moved(k, c.chosen, met))
 
 
 def _price(found: Plan) -> tuple[float, float]:
@@ -161,7 +170,7 @@ def drawn(task: Task, rng: Random) -> Iterator[Plan]:
         yield found
 
 
-def _moved(key: Key, option: str, met: dict[Key, Choice]) -> bool:
+def _moved(key: Key, option: str, met: Mapping[Key, Choice]) -> bool:
     """Is an option another than it is when nothing is said?"""
     usual = met[Key("form", key.node)].chosen if key.of == "for" else met[key].options[0]
     return option != usual

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from adaptc.ir.dims import TOKENS, Dim
 from adaptc.plan.plan import NOMINAL, Limit, Plan, Task
-from adaptc.plan.search import plan
+from adaptc.plan.search import departures, plan
 from adaptc.runtime.machine import described
 from adaptc.runtime.stack import Stack
 
@@ -86,7 +86,7 @@ def planned(stack: Stack, signature: Signature, device: str, rows: int = NOMINAL
     if not task.wrt:
         return plan(other)
     many = plan(task)
-    found = plan(replace(other, kept=many.kept, limit=None))
+    found = plan(replace(other, kept=many.kept, limit=None), departures(many))
     return found if found.read == many.read else many
 
 

@@ -37,10 +37,11 @@ from adaptc.runtime.planning import FEW, OBSERVED, PRODUCTS, Signature, bucket, 
 from adaptc.runtime.products import product as native_product
 from adaptc.runtime.random import bernoulli, uniform
 from adaptc.runtime.sampled import sampled, scattered
+from adaptc.runtime.solves import solve as native_solve
 from adaptc.runtime.split import Split, split
 from adaptc.runtime.stack import Stack
 from adaptc.runtime.tables import tabulate
-from adaptc.runtime.transforms import fft, ifft, walsh_hadamard
+from adaptc.runtime.transforms import fft, half_fft, half_ifft, ifft, real_fft, real_ifft, walsh_hadamard
 
 AHEAD = 8  # times the products of x W^T: what one native call may compute, forward and backward
 
@@ -111,10 +112,15 @@ def load(source: Source) -> Callable[..., tuple[Tensor, ...]]:
         "linear": torch.nn.functional.linear,
         "fft": fft,
         "ifft": ifft,
+        "half_fft": half_fft,
+        "half_ifft": half_ifft,
+        "real_fft": real_fft,
+        "real_ifft": real_ifft,
         "walsh_hadamard": walsh_hadamard,
         "native": native,
         "native_product": native_product,
         "native_reshape": native_reshape,
+        "native_solve": native_solve,
         "empty_like": torch.empty_like,
         "straight": native.straight,
         "steps": native.steps(source.strided) if source.strided else None,

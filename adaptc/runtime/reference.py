@@ -103,7 +103,7 @@ def _map(ev: Evaluator, e: Map) -> Tensor:
     names = tuple(f"v{j}" for j in range(len(e.args)))
     values = {name: ev.values[t] for name, t in zip(names, e.args, strict=True)}
     dtype = "int64" if e.kind == "integer" else str(ev.dtype).removeprefix("torch.")
-    result: Tensor = eval(torch_text(e.fn, names, dtype), {"torch": torch}, values)  # our own text
+    result: Tensor = eval(torch_text(e.fn, names, dtype, True), {"torch": torch}, values)  # our own text
     return result
 
 

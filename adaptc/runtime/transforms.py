@@ -25,3 +25,23 @@ def walsh_hadamard(x: torch.Tensor, dim: int) -> torch.Tensor:
         y = torch.stack((a + b, a - b), -2).reshape(*lead, n)
         width *= 2
     return y.movedim(-1, dim)
+
+
+def half_fft(x: torch.Tensor) -> torch.Tensor:
+    """The first columns of fft(x), x (m, k) real: k // 2 + 1 of them."""
+    return torch.fft.rfft(x) if x.numel() else torch.complex(x, x)[:, : x.shape[1] // 2 + 1]
+
+
+def half_ifft(x: torch.Tensor) -> torch.Tensor:
+    """The first columns of ifft(x), x (m, k) real."""
+    return torch.fft.rfft(x, norm="forward").conj() if x.numel() else half_fft(x)
+
+
+def real_ifft(x: torch.Tensor, n: int) -> torch.Tensor:
+    """The real part of ifft, of the half of what goes in that it takes."""
+    return torch.fft.irfft(x, n) if x.numel() else x.real.new_empty(x.shape[0], n)
+
+
+def real_fft(x: torch.Tensor, n: int) -> torch.Tensor:
+    """The real part of fft, of the half of the complex conjugate of what goes in that it takes."""
+    return torch.fft.irfft(x, n, norm="forward") if x.numel() else real_ifft(x, n)

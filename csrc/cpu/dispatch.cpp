@@ -1,5 +1,6 @@
 // Chooses the instruction set and shares the work out. A result does not depend on the number of threads.
 #include <algorithm>
+#include <atomic>
 
 #include "native.h"
 #include "x86.h"
@@ -119,6 +120,15 @@ void copy(const Copy& c, int threads, int index) {
     Index items = 1;
     for (int d = 0; d < c.loops - (c.turned ? 2 : 1); ++d) items *= c.loop[d].extent;
     share(items, 1, threads, [&](Index first, Index last) { use.copy(c, first, last); });
+}
+
+bool solve(const Solves& c, int threads, int index) {
+    const Level& use = level(index);
+    std::atomic<bool> regular{true};
+    share(c.g, 1, threads, [&](Index first, Index last) {
+        if (!use.solve(c, first, last)) regular = false;
+    });
+    return regular;
 }
 
 }  // namespace adaptc

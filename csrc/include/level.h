@@ -7,6 +7,7 @@
 #include "random.h"
 #include "sampled.h"
 #include "small_blocks.h"
+#include "solves.h"
 #include "steps.h"
 
 namespace {
@@ -98,5 +99,6 @@ TARGET void scatter(const Scatter& c, Index first, Index last) {
 
 const adaptc::Level adaptc::LEVEL = {
     LEVEL_NAME, packed_floats, packed_items, pack, apply, gradient_items, gradient, column_hashes, ::draw, SPAN,
-    columns_of, sampled_places, ::scatter, product_items, ::product, ::copy, run_steps,
+    columns_of, sampled_places, ::scatter, product_items, ::product, ::copy, ::solve,
+    run_steps,
 };

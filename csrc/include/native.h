@@ -111,6 +111,15 @@ struct Copy {
     Loop loop[LOOPS];
 };
 
+// out[g] = A[g]^-1 B[g] for A (g, n, n) and B (g, n, q) by strides in entries, out without gaps.
+struct Solves {
+    const float* A;
+    const float* B;
+    float* out;
+    Index g, n, q;
+    Index A_stride[3], B_stride[3];
+};
+
 // Steps over float (or, wide, double) buffers: arguments and results by address, then temporaries, then a one.
 class Program {
   public:
@@ -145,6 +154,7 @@ struct Level {
     Index (*product_items)(const Product&);
     void (*product)(const Product&, Index first, Index last);  // items
     void (*copy)(const Copy&, Index first, Index last);  // positions of all loops but a tile's
+    bool (*solve)(const Solves&, Index first, Index last);  // matrices; false: one of them has no inverse
     void (*run_steps)(const Step* steps, Index count, void* const* buffers, bool wide);
 };
 
@@ -163,6 +173,7 @@ void sampled(const Sampled&, int threads, int level);
 void scatter(const Scatter&, int threads, int level);
 void product(const Product&, int threads, int level);
 void copy(const Copy&, int threads, int level);
+bool solve(const Solves&, int threads, int level);
 
 // Uninitialised memory on a cache line.
 template <class T>

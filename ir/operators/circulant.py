@@ -7,11 +7,11 @@ from typing import Any
 
 import sympy
 
-from adaptc.ir.build import contract, real, take
+from adaptc.ir.build import contract, real, take, transform
 from adaptc.ir.dims import Shape
 from adaptc.ir.expr import Expr, Kind
 from adaptc.ir.operator import AbstractOperator, Make
-from adaptc.ir.prims import INDEX, Transform
+from adaptc.ir.prims import INDEX
 
 
 class Circulant(AbstractOperator):
@@ -33,8 +33,8 @@ class Circulant(AbstractOperator):
     def apply(self, x: Expr) -> Expr:
         if self.c.ndim > 1:
             return contract("mk,nk->mn", x, self.as_matrix())
-        spectrum = contract("mk,k->mk", Transform("fft", x, 1), Transform("fft", self.c, 0))
-        y = Transform("ifft", spectrum, 1)
+        spectrum = contract("mk,k->mk", transform("fft", x, 1), transform("fft", self.c, 0))
+        y = transform("ifft", spectrum, 1)
         return y if "complex" in (x.kind, self.c.kind) else real(y)
 
     @staticmethod

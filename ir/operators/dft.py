@@ -5,11 +5,10 @@ from __future__ import annotations
 from random import Random
 from typing import Any
 
-from adaptc.ir.build import eye
+from adaptc.ir.build import eye, transform
 from adaptc.ir.dims import Dim, Shape, as_dim
 from adaptc.ir.expr import Expr, Kind
 from adaptc.ir.operator import AbstractOperator, Make
-from adaptc.ir.prims import Transform
 
 
 class Dft(AbstractOperator):
@@ -29,10 +28,10 @@ class Dft(AbstractOperator):
         return (self.n, self.n), "complex"
 
     def as_matrix(self) -> Expr:
-        return Transform("fft", eye(self.n), 0)
+        return transform("fft", eye(self.n), 0)
 
     def apply(self, x: Expr) -> Expr:
-        return Transform("fft", x, 1)
+        return transform("fft", x, 1)
 
     @staticmethod
     def definition(xp: Any, n: int) -> Any:

@@ -6,11 +6,12 @@ from random import Random
 from typing import Any
 
 from adaptc.errors import ShapeError
-from adaptc.ir.build import eye
+from adaptc.ir.build import constant, eye, transform
 from adaptc.ir.dims import Dim, Shape, as_dim
 from adaptc.ir.expr import Expr, Kind
 from adaptc.ir.operator import AbstractOperator, Make
-from adaptc.ir.prims import Transform
+
+WRITTEN = 16  # rows of a matrix that is written out
 
 
 class HadamardTransform(AbstractOperator):
@@ -32,10 +33,13 @@ class HadamardTransform(AbstractOperator):
         return (self.n, self.n), "real"
 
     def as_matrix(self) -> Expr:
-        return Transform("hadamard", eye(self.n), 0)
+        if isinstance(self.n, int) and self.n <= WRITTEN:
+            signs = [(-1.0) ** (i & j).bit_count() for i in range(self.n) for j in range(self.n)]
+            return constant(tuple(signs), self.dims)
+        return transform("hadamard", eye(self.n), 0)
 
     def apply(self, x: Expr) -> Expr:
-        return Transform("hadamard", x, 1)
+        return transform("hadamard", x, 1)
 
     @staticmethod
     def definition(xp: Any, n: int) -> Any:

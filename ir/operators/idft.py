@@ -5,11 +5,10 @@ from __future__ import annotations
 from random import Random
 from typing import Any
 
-from adaptc.ir.build import eye
+from adaptc.ir.build import eye, transform
 from adaptc.ir.dims import Dim, Shape, as_dim
 from adaptc.ir.expr import Expr, Kind
 from adaptc.ir.operator import AbstractOperator, Make
-from adaptc.ir.prims import Transform
 
 
 class Idft(AbstractOperator):
@@ -29,10 +28,10 @@ class Idft(AbstractOperator):
         return (self.n, self.n), "complex"
 
     def as_matrix(self) -> Expr:
-        return Transform("ifft", eye(self.n), 0)
+        return transform("ifft", eye(self.n), 0)
 
     def apply(self, x: Expr) -> Expr:
-        return Transform("ifft", x, 1)
+        return transform("ifft", x, 1)
 
     @staticmethod
     def definition(xp: Any, n: int) -> Any:
