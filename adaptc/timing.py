@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import truediv
 from typing import Any
 
 import torch
@@ -28,8 +29,9 @@ Layer = Callable[[Tensor], Tensor]
 def interleaved(
     calls: Mapping[str, Callable[[], object]], rounds: int, repeat: int = 1, clock: Callable[[], int] | None = None
 ) -> dict[str, float]:
-    """Median microseconds of a call, each called in turn so that a busy machine slows all alike. clock: nanoseconds;
-    process time by default."""
+    """Microseconds of a call, each called in turn so that a busy machine slows all alike: of the first the median, of
+    every other that times the median of its ratios to the first, round by round, which a change of clock rate leaves
+    alone. clock: nanoseconds; process time by default."""
     read = clock or time.process_time_ns
     found: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
@@ -38,7 +40,10 @@ def interleaved(
             for _ in range(repeat):
                 call()
             found[name].append((read() - start) / repeat / 1e3)
-    return {name: statistics.median(times[int(WARM * rounds) :]) for name, times in found.items()}
+    kept = {name: times[int(WARM * rounds) :] for name, times in found.items()}
+    first = next(iter(kept.values()), [])
+    usual = statistics.median(first) if first else 0.0
+    return {name: usual * statistics.median(map(truediv, times, first)) for name, times in kept.items()}
 
 
 @dataclass(frozen=True)

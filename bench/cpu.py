@@ -28,7 +28,7 @@ from adaptc.runtime.reference import Evaluator
 from adaptc.timing import decoding_step, trained, training_step
 from bench import measuring
 from bench.cpu_rows import ROWS, Row, of_lycoris, of_peft
-from bench.measuring import interleaved, machine, write
+from bench.measuring import interleaved, machine, settle_memory, write
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SIZES = ("512x768x768", "2048x1024x1024", "2048x1024x1024:bfloat16")
@@ -248,6 +248,7 @@ def picture(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 def main(names: tuple[str, ...], sizes: tuple[str, ...], peers: tuple[str, ...], decode: bool, rounds: int) -> None:
     """Training and decoding steps of every method beside the frozen linear, PEFT, LyCORIS and plain torch."""
     torch.set_num_threads(1)
+    settle_memory()
     asked = [(Size.parse(s), False) for s in sizes]
     asked += [(Size(m, *DECODE), True) for m in DECODED if decode]
     rows, red = [], []

@@ -13,8 +13,9 @@ import torch
 from adaptc.runtime.machine import cpu_model
 from adaptc.timing import interleaved
 
-__all__ = ["RESULTS", "commit", "interleaved", "machine", "write"]
+__all__ = ["RESULTS", "commit", "interleaved", "machine", "settle_memory", "write"]
 
+SETTLED = 32 * 2**20 - 4096  # bytes: the C library never counts more
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -27,6 +28,12 @@ def machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "commit": commit(),
     }
+
+
+def settle_memory() -> None:
+    """What every training process has done: allocate and free a large tensor. The C library keeps freed memory up to
+    twice the largest block that was ever freed; else what a row takes would depend on the rows before it."""
+    torch.empty(SETTLED, dtype=torch.uint8).zero_()
 
 
 def commit() -> str:

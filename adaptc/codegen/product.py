@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf, prod
 
 from adaptc.ir.dims import Dim
@@ -113,6 +113,9 @@ def _batched(
         y = _grouped(b, lb, [g.summed, g.right], count, reshape)
         result = f"torch.mm({x}, {y})"
     else:
+        if out[-1] in g.left:  # what goes on by one there, should here
+            (a, la), (b, lb), g = (b, lb), (a, la), replace(g, left=g.right, right=g.left)
+            order = g.batch + g.left + g.right
         x = _grouped(a, la, [g.batch, g.left, g.summed], count, reshape, _scattered(la, g))
         y = _grouped(b, lb, [g.batch, g.summed, g.right], count, reshape, _scattered(lb, g))
         result = f"torch.bmm({x}, {y})"

@@ -25,7 +25,19 @@ def factored(roots: Sequence[Expr]) -> list[Expr]:
     joint = {e for e in alone if _is_product(e)}
     if not any(isinstance(e, Add) for e in uses):
         return list(roots)
-    return rewrite_all(roots, change)
+    return straightened(rewrite_all(roots, change))
+
+
+def straightened(roots: Sequence[Expr]) -> list[Expr]:
+    """Products that only their transpose is read of are computed so."""
+    uses = Counter(c for e in postorder(*roots) for c in e.children)
+    uses.update(roots)
+    new: dict[Expr, Expr] = {}
+    for e in postorder(*roots):
+        new[e] = e.rebuild(new.__getitem__)
+        if isinstance(e, Contract) and len(e.operands) == 1 and uses[e.operands[0]] == 1:
+            new[e] = _turned(new[e.operands[0]], e.terms[0][0], e.terms[1])
+    return [new[root] for root in roots]
 
 
 def _is_product(e: Expr) -> bool:
@@ -70,9 +82,9 @@ def _product(spec: str, values: list[Expr], other: Expr) -> Expr:
     return contract(f"{''.join(names[c] for c in before)},{rest}", total, other)
 
 
-def _turned(e: Expr, letters: str, order: str, alone: set[Expr]) -> Expr:
+def _turned(e: Expr, letters: str, order: str, alone: bool = True) -> Expr:
     """e with its axes in another order; a product that nothing else uses is computed so."""
-    if letters == order or not isinstance(e, Contract) or len(e.operands) != 2 or e not in alone:
+    if letters == order or not isinstance(e, Contract) or len(e.operands) != 2 or not alone:
         return contract(f"{letters}->{order}", e)
     inputs, out = e.terms
     names = dict(zip(letters, out, strict=True))
@@ -90,7 +102,7 @@ def _ways(t: Expr, joint: set[Expr], alone: set[Expr]) -> list[tuple[Key, Expr]]
         mine, other = inputs[j], inputs[1 - j]
         names = dict(zip(dict.fromkeys(out + other + mine), ascii_letters, strict=False))
         order = sorted(mine, key=lambda c: names[c])
-        value = _turned(p.operands[j], mine, "".join(order), alone)
+        value = _turned(p.operands[j], mine, "".join(order), p.operands[j] in alone)
         spec = ",".join("".join(names[c] for c in letters) for letters in (order, other))
         found.append(((f"{spec}->{''.join(names[c] for c in out)}", p.operands[1 - j]), scale(number, value)))
     return found
