@@ -11,9 +11,10 @@ namespace py = pybind11;
 namespace {
 
 Step step_of(const Written& written) {
-    const auto& [out, a, b, scale, add, sums, loops] = written;
+    const auto& [out, a, b, op, scale, add, sums, loops] = written;
     if (loops.size() > LOOPS) throw std::invalid_argument("a step has 1 to 12 loops");
-    Step step{out.first, a.first, b.first, add, sums, scale, out.second, a.second, b.second, 0, {}};
+    if (op < 0 || op >= static_cast<int>(Op::count)) throw std::invalid_argument("no such operation");
+    Step step{out.first, a.first, b.first, static_cast<Op>(op), add, sums, scale, out.second, a.second, b.second, 0, {}};
     for (const auto& [extent, to, from, other] : loops) step.loop[step.loops++] = {extent, to, from, other};
     return step;
 }
@@ -54,8 +55,8 @@ bool Steps::operator()(const py::args& tensors) {
     constexpr Index FEW = 64;
     Tensor first;
     const Index count = static_cast<Index>(tensors.size());
-    if (!count || !library_->view(PyTuple_GET_ITEM(tensors.ptr(), 0), &first) || !first.ndim) return false;
-    const Entry& use = entry(first.shape[0]);
+    if (!count || !library_->view(PyTuple_GET_ITEM(tensors.ptr(), 0), &first)) return false;
+    const Entry& use = entry(first.ndim ? first.shape[0] : 0);
     const Program& program = use.program;
     if (count != program.given()) throw py::value_error("one tensor for each argument and result");
     void* few[FEW];

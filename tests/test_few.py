@@ -16,11 +16,14 @@ from torch.nn import functional as F
 import adaptc as ac
 from adaptc import _native
 from adaptc.case import through
+from adaptc.codegen.loops import OPS
+from adaptc.codegen.scalar import torch_text
 from adaptc.codegen.strided import NotStrided, Strided
 from adaptc.ir import build
 from adaptc.ir.dims import TOKENS
-from adaptc.ir.prims import INDEX, Add, Broadcast, Constant, Contract, Leaf, Put, Reduce, Reshape, Scale, Take
-from adaptc.methods import dora, lora, vera
+from adaptc.ir.functions import ELEMENTWISE
+from adaptc.ir.prims import INDEX, Add, Broadcast, Constant, Contract, Leaf, Map, Put, Reduce, Reshape, Scale, Take
+from adaptc.methods import dora, hra, lora, vera
 from adaptc.nn.linear import AdaptedLinear
 from adaptc.runtime import native
 from adaptc.runtime.planning import PRODUCTS, few_rows
@@ -98,6 +101,8 @@ def test_every_kind_of_step(level):
         Take(A, (i, i), (5,)): a.diagonal(),
         Put(v, (sympy.Integer(2), i), (4, 6)): torch.stack([0 * w, 0 * w, w, 0 * w]),
         Put(v, (i, i), (6, 6)): w.diag(),
+        Put(v, (sympy.Integer(1),), (3,)): torch.stack([0 * w[0], w.sum(), 0 * w[0]]),
+        Put(A, (i + j,), (9,)): torch.stack([a.flip(0).diagonal(d - 3).sum() for d in range(9)]),
         Add((Put(v, (i, i), (6, 6)), Constant(sympy.Rational(1, 2), (6, 6)))): w.diag() + 0.5,
         Scale(3.0, Scale(2.0, Broadcast(v, (2, 6), (1,)))): 6 * w.expand(2, 6),
         A: a,
@@ -107,12 +112,74 @@ def test_every_kind_of_step(level):
         torch.testing.assert_close(got, want, msg=str(e))
 
 
+def slopes():
+    """The elementwise functions of the language, and their derivatives by each argument."""
+    for name, fn in ELEMENTWISE.items():
+        yield name, fn
+        for symbol in sorted(fn.free_symbols, key=str):
+            yield f"{name} by {symbol}", sympy.diff(fn, symbol)
+
+
+@every_level
+@every_dtype
+@pytest.mark.parametrize(("name", "fn"), list(slopes()), ids=lambda v: v if isinstance(v, str) else "")
+def test_every_elementwise_function_and_its_derivative(level, dtype, name, fn):
+    values = [
+        torch.linspace(-3, 3, 35, dtype=dtype).reshape(5, 7),
+        torch.linspace(2, -2, 35, dtype=dtype).reshape(5, 7),
+    ]
+    values[0][2, 3] = values[1][1, 1] = 0.0
+    if name.startswith(("log", "sqrt")):
+        values = [v.abs() + 0.1 for v in values]
+    A, B, c = build.leaf("A", 5, 7), build.leaf("B", 5, 7), build.leaf("c")
+    turned = Contract("ab->ba", (A,))
+    made = {A: values[0], B: values[1], c: torch.tensor(0.75, dtype=dtype)}
+    for args, tensors in (
+        ((A, B), values),
+        ((turned, Contract("ab->ba", (B,))), [v.T for v in values]),
+        ((Scale(-2.0, A), c) if not name.startswith(("log", "sqrt")) else (Scale(2.0, A), c), None),
+    ):
+        if tensors is None:
+            tensors = [values[0] * args[0].factor, made[c]]
+        e = build.apply(fn, *args)
+        exact, theirs = (
+            eval(torch_text(fn, ("p", "q"), kind), {"torch": torch}, dict(zip("pq", some, strict=True)))
+            for kind, some in (("float64", [t.double() for t in tensors]), (str(dtype)[6:], tensors))
+        )
+        [found] = run([e], made, level)
+        exact, theirs = (torch.as_tensor(t, dtype=torch.float64).expand(found.shape) for t in (exact, theirs))
+        eps = torch.finfo(dtype).eps
+        assert ((found - exact).abs() <= 2 * (theirs - exact).abs() + 4 * eps * exact.abs().clamp(min=1)).all()
+
+
+@every_level
+@every_dtype
+def test_the_greatest_entry_and_what_is_no_number(level, dtype):
+    a = torch.randn(4, 3, 5, dtype=dtype)
+    a[2, 1, 1] = float("nan")
+    A = build.leaf("A", 4, 3, 5)
+    axes = [(0,), (1,), (2,), (0, 2), (0, 1, 2)]
+    for found, some in zip(run([Reduce("max", A, s) for s in axes], {A: a}, level), axes, strict=True):
+        torch.testing.assert_close(found, torch.amax(a, some), equal_nan=True, rtol=0, atol=0)
+    b = torch.randn(4, 3, 5, dtype=dtype)
+    b[0, 0, 0] = float("nan")
+    B = build.leaf("B", 4, 3, 5)
+    [found] = run([build.apply(ELEMENTWISE["maximum"], A, B)], {A: a, B: b}, level)
+    torch.testing.assert_close(found, torch.maximum(a, b), equal_nan=True, rtol=0, atol=0)
+
+
+def test_elementwise_functions_are_few_steps_too():
+    layer = layer_of(dora(r=2))
+    step(layer, torch.randn(2, 8))
+    assert is_few(layer) == [True]
+
+
 def test_what_is_no_strided_product_is_refused():
     A, i = build.leaf("A", 4, 4), INDEX[0]
     for e in (
         Take(A, (sympy.Mod(3 * i, 4), i), (4,)),
-        Reduce("max", A, (0,)),
         Constant(i, (4,)),
+        Map(sympy.re(sympy.Symbol("a0")), (A,)),
     ):
         with pytest.raises(NotStrided):
             Strided((A,), (e,), "float32").at(1)
@@ -120,16 +187,18 @@ def test_what_is_no_strided_product_is_refused():
 
 def test_a_program_never_reaches_outside_of_its_buffers():
     for step in (
-        ((1, 0), (0, 0), (2, 0), 1.0, False, False, [(5, 1, 1, 0)]),
-        ((1, 0), (0, 1), (2, 0), 1.0, False, False, [(4, 1, 1, 0)]),
-        ((1, 0), (0, 0), (2, 0), 1.0, False, False, [(4, 1, -1, 0)]),
-        ((1, 0), (0, 0), (3, 0), 1.0, False, False, [(4, 1, 1, 0)]),
-        ((1, 0), (0, 0), (2, 0), 1.0, False, False, [(0, 1, 1, 0)]),
-        ((1, 0), (0, 0), (2, 0), 1.0, False, False, []),
-        ((1, 0), (0, 0), (2, 0), 1.0, False, False, [(1, 1, 1, 0)] * 13),
+        ((1, 0), (0, 0), (2, 0), 0, 1.0, False, False, [(5, 1, 1, 0)]),
+        ((1, 0), (0, 1), (2, 0), 0, 1.0, False, False, [(4, 1, 1, 0)]),
+        ((1, 0), (0, 0), (2, 0), 0, 1.0, False, False, [(4, 1, -1, 0)]),
+        ((1, 0), (0, 0), (3, 0), 0, 1.0, False, False, [(4, 1, 1, 0)]),
+        ((1, 0), (0, 0), (2, 0), 0, 1.0, False, False, [(0, 1, 1, 0)]),
+        ((1, 0), (0, 0), (2, 0), 0, 1.0, False, False, []),
+        ((1, 0), (0, 0), (2, 0), 0, 1.0, False, False, [(1, 1, 1, 0)] * 13),
+        ((1, 0), (0, 0), (2, 0), -1, 1.0, False, False, [(4, 1, 1, 0)]),
+        ((1, 0), (0, 0), (2, 0), len(OPS), 1.0, False, False, [(4, 1, 1, 0)]),
     ):
         steps = _native.Steps(native._library(), lambda rows, s=step: ([s], [4, 4, 1], [[4], [4]]), False, -1)
-        with pytest.raises(ValueError, match="buffer|loop"):
+        with pytest.raises(ValueError, match="buffer|loop|operation"):
             steps(torch.zeros(4), torch.zeros(4))
 
 
@@ -186,7 +255,7 @@ def test_the_number_of_tokens_decides():
 
 
 def test_other_dtypes_and_other_steps_go_on_as_before():
-    for layer, dtype in ((layer_of(dtype=torch.bfloat16), torch.bfloat16), (layer_of(dora(r=2)), torch.float32)):
+    for layer, dtype in ((layer_of(dtype=torch.bfloat16), torch.bfloat16), (layer_of(hra(r=2)), torch.float32)):
         step(layer, torch.randn(2, 8, dtype=dtype))
         assert is_few(layer) == [False]
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import sympy
 
+from adaptc.codegen.clusters import Cluster
 from adaptc.codegen.gather import flat_index, prefix, slices, tiles
 from adaptc.codegen.native import SOLVED, Kernels, block_step, by_memory, draws_natively
 from adaptc.codegen.product import groups, spread
@@ -46,7 +47,7 @@ from adaptc.plan.plan import reach
 from adaptc.plan.sampled import Columns, Sampled, Scattered
 
 _OURS = re.compile(
-    r"t\d+|kept\d+|tables|torch|rows|gy|walsh_hadamard|(half_|real_)?i?fft|uniform|bernoulli|sampled|scattered|native|native_product|native_reshape|native_solve|linear|.*_(float|bfloat|complex|int)\d+"
+    r"t\d+|kept\d+|tables|torch|rows|gy|walsh_hadamard|(half_|real_)?i?fft|uniform|bernoulli|sampled|scattered|native|native_product|native_reshape|native_solve|together|small\d+|linear|.*_(float|bfloat|complex|int)\d+"
 )
 
 
@@ -84,7 +85,7 @@ def emit(
         lines.append(f"    rows = {row}.shape[0]")
     body = [f"    {line}" for line in body]
     text = "\n".join([*lines, *body, f"    return {', '.join(values)}{',' if len(values) == 1 else ''}", ""])
-    return Source(name, text, tuple(n for n, _ in arguments), tuple(writer.tables))
+    return Source(name, text, tuple(n for n, _ in arguments), tuple(writer.tables), together=tuple(writer.together))
 
 
 class _Writer(Sums):
@@ -94,7 +95,23 @@ class _Writer(Sums):
         """Write the lines that compute a node."""
         if e in self.names or e in self.deferred or e in self.unmade:
             return
+        if e in self.cluster_of:
+            self.call(self.cluster_of[e])
+            return
         EMIT[only(type(e))](self, e)  # type: ignore[arg-type]
+
+    def call(self, cluster: Cluster) -> None:
+        """Small values, all in one call, and before it what they read."""
+        if cluster.outputs[0] in self.names:
+            return
+        for t in reach(cluster.inputs, list(self.names)):
+            self.visit(t)
+        made = f"small{len(self.together)}"
+        inputs = ", ".join(self.names[t] for t in cluster.inputs)
+        self.lines.append(f"{made} = together[{len(self.together)}]({inputs})")
+        self.together.append(cluster.strided(self.types.wide))
+        for j, e in enumerate(cluster.outputs):
+            self.let(e, f"{made}[{j}]", fresh=True)
 
     def contract(self, e: Contract) -> None:
         """A product of two, or axes in another order."""

@@ -21,10 +21,11 @@ TINY = 4  # rows, columns or terms of a matrix product of which there are many
 @dataclass(frozen=True)
 class Kernels:
     """What a machine has. blocks: are products with (p, q) blocks in a dtype faster there than torch's? ready: can all
-    other kernels be called?"""
+    other kernels be called? together: can many small steps be one call?"""
 
     blocks: Callable[[int, int, str], bool]
     ready: Callable[[], bool]
+    together: Callable[[], bool] = lambda: False
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ class Source:
     arguments: tuple[str, ...]
     tables: tuple[Tabulated, ...]
     strided: Any = None  # what `steps` in the text computes
+    together: tuple[Any, ...] = ()  # what each of `together` in the text computes
 
     @property
     def digest(self) -> str:

@@ -1,7 +1,8 @@
-"""A plan's program as strided products of two tensors, for one native call.
+"""A plan's program, or part of one, as strided steps on two tensors, for one native call.
 
 A product, a sum, a scale, a transpose, a slice and a repeated entry are all of one kind here: out = or += scale times
-the sum of a b, by strides. Sizes are numbers: a program is lowered for each number of tokens.
+the sum of a b, by strides; an elementwise function is a few steps of another kind. Sizes are numbers: a program is
+lowered for each number of tokens.
 """
 
 from __future__ import annotations
@@ -9,15 +10,29 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from math import prod
+from math import inf, prod
 from typing import Any, NamedTuple
 
 import sympy
 
+from adaptc.codegen.loops import (
+    FUNCTIONS,
+    GREATEST,
+    LARGER,
+    LOOPS,
+    OPS,
+    POWER,
+    Loop,
+    Operand,
+    Step,
+    joined,
+    ordered_loops,
+)
 from adaptc.codegen.source import Source
 from adaptc.codegen.types import Types
 from adaptc.ir.dims import TOKENS, Dim, Shape, value
 from adaptc.ir.expr import Expr
+from adaptc.ir.functions import ARGS
 from adaptc.ir.prims import (
     INDEX,
     Add,
@@ -26,6 +41,7 @@ from adaptc.ir.prims import (
     Contract,
     Detach,
     Index,
+    Map,
     Put,
     Reduce,
     Reshape,
@@ -35,36 +51,7 @@ from adaptc.ir.prims import (
 from adaptc.ir.printer import brief
 from adaptc.plan.plan import reach
 
-LOOPS = 12
 DTYPES = ("float32", "float64")
-
-
-class Loop(NamedTuple):
-    """How often, and by how many entries each operand goes on."""
-
-    extent: int
-    out: int
-    a: int
-    b: int
-
-
-class Operand(NamedTuple):
-    """A buffer, and where a tensor begins in it."""
-
-    buffer: int
-    at: int
-
-
-class Step(NamedTuple):
-    """out = scale * sum of a * b, or += it. The last loop is the inner one; sums: does it sum in a register?"""
-
-    out: Operand
-    a: Operand
-    b: Operand
-    scale: float
-    add: bool
-    sums: bool
-    loops: tuple[Loop, ...]
 
 
 class Lowered(NamedTuple):
@@ -116,8 +103,29 @@ class Strided:
 
 
 def may_be_strided(e: Expr) -> bool:
-    """Could a value be made by such steps, whatever its form? No elementwise function can, nor a solver."""
-    return isinstance(e, (Add, Broadcast, Constant, Contract, Detach, Put, Reduce, Reshape, Scale, Take))
+    """Could a value be made by such steps, whatever its form? Nothing complex or whole, and no solver."""
+    if isinstance(e, Map):
+        return e.kind == "real" and all(_known(f) for f in e.fn.atoms(sympy.Function))
+    return e.kind == "real" and isinstance(
+        e, (Add, Broadcast, Constant, Contract, Detach, Put, Reduce, Reshape, Scale, Take)
+    )
+
+
+def _known(f: sympy.Expr) -> bool:
+    return f.func.__name__ in (*FUNCTIONS, LARGER)
+
+
+def is_strided(e: Expr) -> bool:
+    """Is a value surely made by such steps, from what it is made of?"""
+    if isinstance(e, (Take, Put)):
+        indices = [i for i in e.index if isinstance(i, sympy.Expr)]
+        dims = len(e.size if isinstance(e, Take) else e.x.dims)
+        return e.kind == "real" and len(indices) == len(e.index) and all(_affine(i, dims) for i in indices)
+    if isinstance(e, Constant):
+        return isinstance(e.value, sympy.Expr) and bool(e.value.is_number)
+    if isinstance(e, Scale) and isinstance(e.factor, sympy.Expr):
+        return False
+    return may_be_strided(e) and all(c.kind == "real" for c in e.children)
 
 
 def emit_strided(
@@ -182,7 +190,10 @@ class _Writer:
 
     def new(self, dims: Shape) -> _View:
         """A buffer, row-major."""
-        size = self.shape(dims)
+        return self.room(self.shape(dims))
+
+    def room(self, size: tuple[int, ...]) -> _View:
+        """The same, by numbers."""
         self.sizes.append(prod(size))
         return _View(len(self.sizes) - 1, 0, size, _straight(size))
 
@@ -216,7 +227,7 @@ class _Writer:
             a, b = (self.views[op] for op in e.operands)
             (la, lb), lo = e.terms
             self.product((out, lo), (a, la), (b, lb), factor, add)
-        elif isinstance(e, Reduce) and e.op == "sum":
+        elif isinstance(e, Reduce):
             letters = [str(j) for j in range(e.x.ndim)]
             kept = [c for j, c in enumerate(letters) if j not in e.axes]
             self.product((out, kept), (self.views[e.x], letters), (_ONE, ()), factor, add)
@@ -247,15 +258,15 @@ class _Writer:
         scale = factor * a[0].factor * b[0].factor
         if any(extents[c] == 0 for c in out[1]):
             return
-        summed = [c for c in extents if c not in strides[0]]
+        summed = [c for c in extents if strides[0].get(c, 0) == 0]  # several entries may be put in one place
         if any(extents[c] == 0 for c in summed):
             if not add:
                 self.copy(_ONE, out[0], 0.0, False)
             return
         loops = {c: Loop(n, *(s.get(c, 0) for s in strides)) for c, n in extents.items() if n > 1}
-        kept = _joined([loop for c, loop in loops.items() if c not in summed])
-        sums = _joined([loop for c, loop in loops.items() if c in summed])
-        ordered, in_register = _ordered(kept, sums)
+        kept = joined([loop for c, loop in loops.items() if c not in summed])
+        sums = joined([loop for c, loop in loops.items() if c in summed])
+        ordered, in_register = ordered_loops(kept, sums)
         if len(sums) > in_register and not add:
             self.copy(_ONE, out[0], 0.0, False)
             add = True
@@ -265,40 +276,65 @@ class _Writer:
         if not ordered[-1].a and ordered[-1].b:
             first, second = second, first
             ordered = [Loop(x.extent, x.out, x.b, x.a) for x in ordered]
-        self.steps.append(Step(out[0].operand, first, second, scale, add, in_register, tuple(ordered)))
+        self.steps.append(Step(out[0].operand, first, second, 0, scale, add, in_register, tuple(ordered)))
 
+    def elementwise(self, op: str, out: _View, a: _View, b: _View | None = None, scale: float = 0.0) -> _View:
+        """out = op(a, b): a and b of out's size, or numbers."""
+        a, b = (self.plain(v) for v in (a, b or _ONE))
+        if 0 in (*out.size, *a.size):
+            return out
+        extents = a.size if op == GREATEST else out.size
+        strides = [(v.strides if v.size else (0,) * len(extents)) for v in (out, a, b)]
+        loops = [Loop(n, *each) for n, *each in zip(extents, *strides, strict=True) if n > 1]
+        ordered, _ = ordered_loops(joined(loops), [])
+        if len(ordered) > LOOPS:
+            raise NotStrided
+        to, first, second = (v.operand for v in (out, a, b))
+        self.steps.append(Step(to, first, second, OPS.index(op), scale, op == GREATEST, False, tuple(ordered)))
+        return out
 
-def _joined(loops: list[Loop]) -> list[Loop]:
-    """Loops over what lies in one run, as one."""
-    loops = sorted(loops, key=lambda x: (abs(x.out), abs(x.a), abs(x.b)), reverse=True)
-    found: list[Loop] = []
-    for x in loops:
-        last = found[-1] if found else None
-        if last and all(p == q * x.extent for p, q in zip(last[1:], x[1:], strict=True)):
-            found[-1] = Loop(last.extent * x.extent, *x[1:])
-        else:
-            found.append(x)
-    return found
+    def plain(self, x: _View) -> _View:
+        """The same numbers, with no factor beside them."""
+        if x.factor == 1.0:
+            return x
+        out = self.room(x.size)
+        self.copy(x, out, 1.0, False)
+        return out
 
-
-def _ordered(kept: list[Loop], sums: list[Loop]) -> tuple[list[Loop], bool]:
-    """The loops, the cheapest inner one last; is it summed in a register?"""
-    every = [*((x, False) for x in kept), *((x, True) for x in sums)]
-    if not every:
-        return [Loop(1, 0, 0, 0)], False
-
-    def seconds(choice: tuple[Loop, bool]) -> float:
-        loop, summed = choice
-        unit = _unit(loop.a) and _unit(loop.b) and (summed or loop.out == 1)
-        return (loop.extent / 8 + (4 if summed else 2) if unit else loop.extent + 2) / loop.extent
-
-    inner, summed = min(every, key=seconds)
-    rest = [x for x, _ in every if x is not inner]
-    return [*rest, inner], summed
-
-
-def _unit(stride: int) -> bool:
-    return stride in (0, 1)
+    def function(self, fn: sympy.Expr, args: Sequence[_View], size: tuple[int, ...]) -> _View:
+        """The values of an elementwise function."""
+        if fn.is_number:
+            return replace(_ONE, factor=float(fn))
+        if isinstance(fn, sympy.Symbol):
+            return args[ARGS.index(fn)]
+        if isinstance(fn, sympy.Add):
+            out = self.room(size)
+            for j, t in enumerate(fn.args):
+                self.copy(self.function(t, args, size), out, 1.0, j > 0)
+            return out
+        if isinstance(fn, sympy.Mul):
+            number, rest = fn.as_coeff_mul()
+            first, *others = (self.function(t, args, size) for t in rest)
+            for other in others:
+                out = self.room(size)
+                letters = [str(j) for j in range(len(size))]
+                self.product(
+                    (out, letters),
+                    (first, letters if first.size else ()),
+                    (other, letters if other.size else ()),
+                    1.0,
+                    False,
+                )
+                first = out
+            return replace(first, factor=first.factor * float(number))
+        if isinstance(fn, sympy.Pow):
+            if not fn.exp.is_number:
+                raise NotStrided
+            return self.elementwise(POWER, self.room(size), self.function(fn.base, args, size), scale=float(fn.exp))
+        if not _known(fn):
+            raise NotStrided
+        first, *others = (self.function(t, args, size) for t in fn.args)
+        return self.elementwise(fn.func.__name__, self.room(size), first, others[0] if others else None)
 
 
 def _number(factor: float | sympy.Expr) -> float:
@@ -354,15 +390,42 @@ def _indexed(x: _View, index: Sequence[Index], size: tuple[int, ...]) -> _View:
     """The entries of x at index(i0, i1, ...): where every index is affine, a view."""
     at, strides = x.at, [0] * len(size)
     for entry, step in zip(index, x.strides, strict=True):
-        if not isinstance(entry, sympy.Expr):
+        if not isinstance(entry, sympy.Expr) or not _affine(entry, len(size)):
             raise NotStrided
         parts = [entry.coeff(INDEX[j], 1) for j in range(len(size))]
         start = sympy.expand(entry - sum(p * INDEX[j] for j, p in enumerate(parts)))
-        if not all(p.is_Integer for p in (start, *parts)):
-            raise NotStrided
         at += int(start) * step
         strides = [s + int(p) * step for s, p in zip(strides, parts, strict=True)]
     return replace(x, at=at, size=size, strides=tuple(strides))
+
+
+def _affine(entry: sympy.Expr, dims: int) -> bool:
+    parts = [entry.coeff(INDEX[j], 1) for j in range(dims)]
+    start = sympy.expand(entry - sum(p * INDEX[j] for j, p in enumerate(parts)))
+    return all(p.is_Integer for p in (start, *parts))
+
+
+def _mapped(writer: _Writer, e: Map) -> _View:
+    if not is_strided(e):
+        raise NotStrided
+    size = writer.shape(e.dims)
+    return writer.function(e.fn, [writer.views[t] for t in e.args], size)
+
+
+def _reduced(writer: _Writer, e: Reduce) -> _View | None:
+    """The greatest entry along some axes; a sum is a product."""
+    if e.op == "sum":
+        return None
+    out, x = writer.new(e.dims), writer.views[e.x]
+    if 0 in out.size:
+        return out
+    if 0 in x.size:
+        raise NotStrided
+    writer.copy(replace(_ONE, factor=-inf), out, 1.0, False)
+    kept = iter(out.strides)
+    strides = tuple(0 if j in e.axes else next(kept) for j in range(e.x.ndim))
+    writer.elementwise(GREATEST, replace(out, size=x.size, strides=strides), x)
+    return out
 
 
 def _taken(writer: _Writer, e: Take) -> _View:
@@ -376,6 +439,8 @@ VIEWS: dict[type[Expr], Callable[[_Writer, Any], _View | None]] = {
     Reshape: _reshaped,
     Constant: _constant,
     Take: _taken,
+    Map: _mapped,
+    Reduce: _reduced,
     Detach: lambda writer, e: writer.views[e.x],
 }
 """Nodes that need no step, or none always."""

@@ -7,6 +7,7 @@ from collections import Counter
 
 import sympy
 
+from adaptc.codegen.clusters import clusters
 from adaptc.codegen.gather import slices, stacked, tiles
 from adaptc.codegen.layout import transposed
 from adaptc.codegen.native import Kernels
@@ -27,6 +28,9 @@ class Sums(Writer):
         super().__init__(names, types)
         self.kernels = kernels
         order = reach(results, list(names))
+        together = clusters(order, names, results, types) if kernels is not None and kernels.together() else []
+        self.cluster_of = {e: c for c in together for e in c.nodes}
+        self.fixed = {*names, *self.cluster_of}
         self.uses: Counter[Expr] = Counter(c for e in order if e not in names for c in e.children)
         self.uses.update(results)
         made = [e for e in order if e not in names]
@@ -34,9 +38,10 @@ class Sums(Writer):
         self.half_spectra = half_spectra(made, self.sparse, self.unmade, results)
         self.only_real = only_real(made, self.sparse, results)
         self.transposed = transposed(order, names)
-        self.deferred = {t for e in order if isinstance(e, Add) and e not in names for t in self._fusable(e)}
-        self.deferred |= {e.x for e in order if isinstance(e, Scale) and e not in self.deferred and self._takes(e)}
-        self.laid = {t for e in order if isinstance(e, Add) and e not in names for t in self._laid(e)}
+        self.deferred = {t for e in order if isinstance(e, Add) and e not in self.fixed for t in self._fusable(e)}
+        apart = [e for e in order if isinstance(e, Scale) and e not in self.deferred and e not in self.fixed]
+        self.deferred |= {e.x for e in apart if self._takes(e)}
+        self.laid = {t for e in order if isinstance(e, Add) and e not in self.fixed for t in self._laid(e)}
         self.deferred |= self.laid | set(self.only_real.values())
 
     def _fusable(self, e: Add) -> list[Expr]:
@@ -45,11 +50,11 @@ class Sums(Writer):
         for t in e.terms:
             number = isinstance(t, Scale) and not isinstance(t.factor, sympy.Expr)
             inner = t.x if isinstance(t, Scale) else t
-            if self.uses[t] != 1 or t in self.names or (t is not inner and not number):
+            if self.uses[t] != 1 or t in self.fixed or (t is not inner and not number):
                 continue
             if number or self._joins(t, e):
                 found.append(t)
-            if self.uses[inner] == 1 and inner not in self.names and self._is_mm(inner, e):
+            if self.uses[inner] == 1 and inner not in self.fixed and self._is_mm(inner, e):
                 found.append(inner)
         return found
 
@@ -63,8 +68,8 @@ class Sums(Writer):
 
     def _takes(self, e: Scale) -> bool:
         """Can a number go into the product that it scales?"""
-        number = not isinstance(e.factor, sympy.Expr) and e not in self.names
-        return number and self.uses[e.x] == 1 and e.x not in self.names and self._is_mm(e.x, e)
+        number = not isinstance(e.factor, sympy.Expr)
+        return number and self.uses[e.x] == 1 and e.x not in self.fixed and self._is_mm(e.x, e)
 
     def _is_mm(self, e: Expr, total: Expr) -> bool:
         if not isinstance(e, Contract) or len(e.operands) != 2 or self.types[e] != self.types[total]:
@@ -129,7 +134,7 @@ class Sums(Writer):
         return found if plain and all(self.types[t] == self.types[e] for t in found) else []
 
     def _repeats(self, t: Expr) -> bool:
-        if t in self.names or t in self.unmade:
+        if t in self.fixed or t in self.unmade:
             return False
         if isinstance(t, Take):
             return tiles(t.index, t.x.dims, t.size) is not None and slices(t.index, t.size) is None

@@ -10,6 +10,7 @@ import sympy
 
 from adaptc.codegen.gather import slices
 from adaptc.codegen.source import Tabulated
+from adaptc.codegen.strided import Strided
 from adaptc.codegen.types import Types
 from adaptc.errors import UnsupportedError
 from adaptc.ir.dims import TOKENS, Dim, Shape, show
@@ -32,6 +33,7 @@ class Writer:
         self.types = types
         self.lines: list[str] = []
         self.tables: list[Tabulated] = []
+        self.together: list[Strided] = []
         self.places: dict[str, str] = {}
         self.given = frozenset(names.values())
         self.casts: dict[tuple[Expr, str], str] = {}

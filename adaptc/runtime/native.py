@@ -89,6 +89,18 @@ def steps(strided: Strided, level: int = BEST) -> Any:
     return _native.Steps(_library(), lower, strided.dtype == "float64", level)
 
 
+def together(strided: Strided, level: int = BEST) -> Any:
+    """The compiled steps as a function of the arguments that gives the results; none of them has tokens."""
+    call, dtype = steps(strided, level), getattr(torch, strided.dtype)
+    shapes = strided.at(0).shapes[len(strided.arguments) :]
+
+    def run(*tensors: Tensor) -> tuple[Tensor, ...]:
+        made = tuple(torch.empty(shape, dtype=dtype) for shape in shapes)
+        return made if call(*tensors, *made) else straight(call, len(made), *tensors, *made)
+
+    return run
+
+
 def repeat(x: Tensor, sources: list[tuple[dict[str, Any], str]], target: Any, least: int, most: int) -> Any | None:
     """A function of x that calls target(x, *tensors) as long as x and the tensors are of the same kind as now, and
     gives None otherwise. sources: where each tensor is read. least, most: entries of x."""

@@ -124,6 +124,7 @@ def load(source: Source) -> Callable[..., tuple[Tensor, ...]]:
         "empty_like": torch.empty_like,
         "straight": native.straight,
         "steps": native.steps(source.strided) if source.strided else None,
+        "together": [native.together(s) for s in source.together],
         "sampled": sampled,
         "scattered": scattered,
         "uniform": uniform,
@@ -167,7 +168,11 @@ def kernels(device: str) -> Kernels | None:
     if device != "cpu":
         return None
     ready = native.ready
-    return Kernels(lambda p, q, dtype: ready() and native.pays(p, q, getattr(torch, dtype)), ready)
+    return Kernels(
+        blocks=lambda p, q, dtype: ready() and native.pays(p, q, getattr(torch, dtype)),
+        ready=ready,
+        together=lambda: ready() and native.looks(),
+    )
 
 
 @functools.lru_cache(maxsize=1024)

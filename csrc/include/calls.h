@@ -17,7 +17,7 @@ namespace adaptc {
 
 using Loops = std::vector<std::tuple<Index, Index, Index, Index>>;
 using Operand = std::pair<int, Index>;  // a buffer, and where it begins there
-using Written = std::tuple<Operand, Operand, Operand, double, bool, bool, Loops>;
+using Written = std::tuple<Operand, Operand, Operand, int, double, bool, bool, Loops>;
 
 // A function of tensors whose sizes depend on the number of tokens: one program for each number, made when asked for.
 class Steps {

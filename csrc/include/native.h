@@ -78,9 +78,18 @@ struct Loop {
     Index extent, out, a, b;  // strides in entries
 };
 
+// What a step does with two entries; `greatest` takes the larger of a and what is in out. In the order of
+// adaptc/codegen/strided.py.
+enum class Op : int {
+    product, exp, log, sin, cos, tanh, erf, sigmoid, nearest, direction, magnitude, positive, root, inverse_root, floor,
+    power, larger, greatest, count
+};
+
 // out = scale * sum of a * b over the loops that `out` does not have, or out += it. The last loop is the inner one.
+// Of other operations: out = op(a, b), and `scale` is the exponent of a power.
 struct Step {
     int out, a, b;  // which buffers
+    Op op;
     bool add, sums;  // sums: is the inner loop summed in a register?
     double scale;
     Index out_at, a_at, b_at;
