@@ -102,7 +102,7 @@ def test_every_kind_of_step(level):
         Put(v, (sympy.Integer(2), i), (4, 6)): torch.stack([0 * w, 0 * w, w, 0 * w]),
         Put(v, (i, i), (6, 6)): w.diag(),
         Put(v, (sympy.Integer(1),), (3,)): torch.stack([0 * w[0], w.sum(), 0 * w[0]]),
-        Put(A, (i + j,), (9,)): torch.stack([a.flip(0).diagonal(d - 3).sum() for d in range(9)]),
+        Put(A, (i + j,), (10,)): torch.stack([a.flip(0).diagonal(d - 4).sum() for d in range(10)]),
         Add((Put(v, (i, i), (6, 6)), Constant(sympy.Rational(1, 2), (6, 6)))): w.diag() + 0.5,
         Scale(3.0, Scale(2.0, Broadcast(v, (2, 6), (1,)))): 6 * w.expand(2, 6),
         A: a,
