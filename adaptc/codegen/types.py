@@ -2,7 +2,8 @@
 
 Tensors with a row per token have x's dtype, random zeros and ones among them; what is computed from parameters
 alone, or summed over tokens (the gradients of parameters), has the parameters' dtype, float32 at least. Elementwise
-functions, reductions, transforms and solves of 16-bit tensors work in float32. Products accumulate in float32 or wider.
+functions, maxima, transforms and solves of 16-bit tensors work in float32. Products and sums accumulate in float32 or
+wider.
 """
 
 from __future__ import annotations
@@ -69,6 +70,8 @@ class Types:
             return self.token if has_rows(e) and e.drop is not None else self.wide
         if isinstance(e, MOVES) or (isinstance(e, Contract) and len(e.operands) == 1):
             return self[e.children[0]]
+        if isinstance(e, Reduce) and e.op == "sum" and has_rows(e):  # a product with ones
+            return self[e.x]
         if not has_rows(e) or isinstance(e, (Map, Reduce, Transform, Solve, TopK)):
             return self.wide
         if isinstance(e, (Contract, Add)):
