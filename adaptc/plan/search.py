@@ -16,7 +16,18 @@ from random import Random
 
 from adaptc.errors import PlanError
 from adaptc.plan.device import device
-from adaptc.plan.evaluate import AGAIN, PURPOSES, Chosen, Key, evaluate, price
+from adaptc.plan.evaluate import (
+    AGAIN,
+    FIRST,
+    KEEP,
+    PARAMETERS,
+    PURPOSES,
+    Chosen,
+    Key,
+    evaluate,
+    price,
+    weight_entries,
+)
 from adaptc.plan.plan import Choice, Plan, Task, is_view
 
 FORMS = ("form",)
@@ -36,17 +47,42 @@ def plan(task: Task, near: frozenset[tuple[Key, str]] = frozenset()) -> Plan:
     """The plan of the least price that keeps to the task's limit. Raises PlanError, naming the least that can be kept.
 
     Found by descent, over orders, forms and the rest in turn: of all changes at one site the best is made, until none
-    gains. near: where it starts, if that is better than where nothing is chosen.
+    gains. near: where it starts, if that is better than where nothing is chosen. Where W' is no larger than x it starts
+    twice more, from W' formed: one change at a time does not lead there.
     """
     start: Chosen = dict(near)
     if start and price(evaluate(task, start)[0]) > price(evaluate(task, {})[0]):
         start = {}
     best, chosen = _descent(task, start, _price)
+    for other in _formed(task) if not _mostly_calls(best) and _is_cheap_to_form(best) else ():
+        best, chosen = min((best, chosen), _descent(task, other, _price), key=lambda found: price(found[0]))
     if best.excess:
         best, _ = _descent(task, chosen, lambda p: (float(p.excess), price(p)))
     if best.excess:
         raise PlanError(_too_little(best))
     return best
+
+
+def _is_cheap_to_form(found: Plan) -> bool:
+    """Is a gradient asked for, and W no larger than x?"""
+    task = found.task
+    if task.limit is not None or task.kept is not None or not task.wrt:
+        return False
+    return found.x_bytes // 4 * task.size(found.y.dims[0]) >= weight_entries(task) > 0
+
+
+def _formed(task: Task) -> Iterator[Chosen]:
+    """W' formed for all purposes; or for all but the gradients of parameters, which share their products."""
+    met = evaluate(task, {})[1]
+    dense: Chosen = {k: "dense" for k, c in met.items() if k.of == "form" and "dense" in c.options}
+    if not dense:
+        return
+    yield dense
+    apart = {Key("for", k.node, PARAMETERS): "apply" for k in dense}
+    met = evaluate(task, {**dense, **apart})[1]
+    first = {k: FIRST for k in met if k.of == "first"}
+    kept = {k: KEEP for k in met if k.of == "kept"}
+    yield {**dense, **apart, **first, **kept}
 
 
 def departures(found: Plan) -> frozenset[tuple[Key, str]]:
