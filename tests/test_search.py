@@ -2,8 +2,10 @@
 
 import pytest
 
+from adaptc.ir.dims import TOKENS, value
 from adaptc.methods import catalogue
 from adaptc.plan import search
+from adaptc.plan.plan import total
 from adaptc.runtime.planning import planned
 from adaptc.runtime.stack import stack
 
@@ -39,3 +41,15 @@ def test_few_assignments_are_weighed(name, training, weighed):
     weighed.clear()
     planned(composed, signature(composed, training), "cpu")
     assert not weighed
+
+
+@pytest.mark.parametrize("name", ["lora", "dora", "deft", "hra", "peanut", "kasa"])
+@pytest.mark.parametrize("rows", [256, 2048, 16384])
+def test_no_bucket_computes_a_base_product_of_forward_again(name, rows):
+    """What is kept is what the bucket of 1,024 tokens keeps; what the others do not find there costs them."""
+    n = k = 1024
+    composed = stack(((catalogue()[name]().trace(n, k), 0.0),), n, k, True, True)
+    wants = tuple(a.role in ("token", "param") for a in composed.arguments)
+    found = planned(composed, (("float32",) * len(wants), wants), "cpu", rows)
+    gemm = total(found.backward, lambda d: value(d, {TOKENS: rows})).gemm
+    assert gemm <= 1.5 * 2 * rows * n * k

@@ -103,6 +103,11 @@ def evaluate(task: Task, chosen: Chosen) -> tuple[Plan, dict[Key, Choice]]:
     orders = Orders(where, functools.cache(task.size), trial.last_product)
     flat_y, *flat = settled([y, *gradients.values()])
     ordered = orders.order(flat_y)
+    if task.kept is not None:  # nothing else of forward is there in backward
+        there = [k.node for k in task.kept]
+        orders.forget([e for e in postorder(ordered) if isinstance(e, Contract)], there)
+        for e in there:
+            orders.learn(e)
     orders.pick, orders.bare = lambda node, count: 0, True
     _first(trial, orders, flat)
     ordered, *back = factored([ordered, *orders.order_all(flat)])

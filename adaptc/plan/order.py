@@ -14,7 +14,7 @@ from string import ascii_letters
 
 from adaptc.ir.build import contract
 from adaptc.ir.dims import TOKENS, Dim
-from adaptc.ir.expand import FLAT
+from adaptc.ir.expand import FLAT, settled
 from adaptc.ir.expr import Expr, postorder, rewrite_all
 from adaptc.ir.prims import Contract, Leaf
 from adaptc.plan.device import Device
@@ -44,11 +44,20 @@ class Orders:
         self.sets.add(name[1])
         return self.known.setdefault(name, tree)
 
-    def forget(self, values: Sequence[Expr]) -> None:
-        """Values that are not to be had for nothing, and what was made of them."""
-        lost = set(values)
+    def learn(self, value: Expr) -> None:
+        """A value, ordered already, that is to be had for nothing."""
+        (flat,) = settled([value])
+        if isinstance(flat, Contract) and len(flat.operands) > 1:
+            search = _Search(self, flat)
+            kept = search.kept(search.full)
+            self.remember(search.canonical(search.full), contract(f"{search.out}->{kept}", value))
+
+    def forget(self, values: Sequence[Expr], but: Sequence[Expr] = ()) -> None:
+        """Values that are not to be had for nothing, and what was made of them, but for some."""
+        there = set(but)
+        lost = set(values) - there
         for e in postorder(*self.known.values()):
-            if not lost.isdisjoint(e.children):
+            if e not in there and not lost.isdisjoint(e.children):
                 lost.add(e)
         self.known = {name: tree for name, tree in self.known.items() if tree not in lost}
 
