@@ -124,6 +124,20 @@ def test_sampled_products_of_spectra_and_of_their_halves(case, left, right):
     assert_close(found, terms(y, x).sum(0), exact.sum(0), exact.abs().sum(0).norm())
 
 
+@settings(max_examples=50, deadline=None)
+@given(spectra())
+def test_a_spectrum_and_what_is_real(case):
+    x, cols, _, rows, n = case
+    y = torch.randn(len(x), n, dtype=x.dtype)
+
+    def terms(y, x):
+        return y[:, rows] * ifft(x, dim=1)[:, cols]
+
+    exact, half = terms(y.double(), x.double()), half_ifft(x)
+    found = sampled(y, rows, half, cols, half.dtype, (None, x.shape[1]))
+    assert_close(found, terms(y, x).sum(0), exact.sum(0), exact.abs().sum(0).norm())
+
+
 def test_halves_of_no_tokens():
     x = torch.empty(0, 6)
     assert half_fft(x).shape == half_ifft(x).shape == (0, 4)

@@ -76,6 +76,7 @@ def sampled(e: Expr) -> Sampled | None:
 
 
 def _columns(e: Expr) -> Columns | None:
+    """The columns that a tensor with a row a token consists of, if that is what it is."""
     conjugate = isinstance(e, Map) and e.fn.has(sympy.conjugate)
     if isinstance(e, Map) and conjugate:
         e = e.args[0]

@@ -16,8 +16,8 @@ def sampled(
     a: Tensor, rows: Tensor, b: Tensor, cols: Tensor, dtype: torch.dtype, halves: tuple[Half, Half] = (None, None)
 ) -> Tensor:
     """out[t] = sum over m of a[m, rows[t]] b[m, cols[t]], for a (m, n) and b (m, k), summed in float32 or wider."""
-    if a.is_complex() and a.dtype == b.dtype == dtype:
-        return _sampled_complex(a, rows, b, cols, halves)
+    if dtype.is_complex:
+        return _sampled_complex(a.to(dtype), rows, b.to(dtype), cols, halves)
     wide = torch.promote_types(dtype, torch.float32)
     if native.samples(a, b, rows, cols):
         return native.sampled(a, rows, b, cols).to(dtype)
