@@ -23,15 +23,18 @@ def half_spectra(nodes: Sequence[Expr], steps: Steps, unmade: set[Expr], results
 
 
 def only_real(nodes: Sequence[Expr], steps: Steps, results: Sequence[Expr]) -> dict[Expr, Transform]:
-    """Real parts of transforms of products with sparse matrices that nothing else reads, and these transforms."""
+    """Real parts of transforms of products of spectra with sparse matrices, which nothing else reads, and these
+    transforms."""
     users = _users(nodes)
     found: dict[Expr, Transform] = {}
     for e in nodes:
         if not isinstance(e, Map) or not e.fn.has(sympy.re) or not isinstance(e.args[0], Transform):
             continue
         step = steps.get(e.args[0].x)
+        if not isinstance(step, Scattered) or step.x.x.kind == "real" or step.c.kind != "real":
+            continue
         alone = all(len(users.get(t, ())) == 1 and t not in results for t in (e.args[0], e.args[0].x))
-        if alone and _of_rows(e.args[0]) and isinstance(step, Scattered) and step.c.kind == "real":
+        if alone and _of_rows(e.args[0]):
             found[e] = e.args[0]
     return found
 
