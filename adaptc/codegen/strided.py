@@ -290,7 +290,7 @@ class _Writer:
         if len(ordered) > LOOPS:
             raise NotStrided
         to, first, second = (v.operand for v in (out, a, b))
-        self.steps.append(Step(to, first, second, OPS.index(op), scale, op == GREATEST, False, tuple(ordered)))
+        self.steps.append(Step(to, first, second, OPS.index(op), scale, False, False, tuple(ordered)))
         return out
 
     def plain(self, x: _View) -> _View:

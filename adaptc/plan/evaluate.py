@@ -265,7 +265,7 @@ def _keep(trial: _Trial, y: Expr, gradients: Sequence[Expr], again: Sequence[Exp
     shared = [e for e in reach(gradients, ()) if e in forward and not is_view(e) and not _compared(e)]
     inner, y_entries = _inner(task), entries(y.dims, task.size)
     threshold = max(WORTH * 2 * inner, CHEAP)
-    x_entries = task.size(y.dims[0]) * inner
+    x_entries = x_entries_of(task, y)
     kept: list[Kept] = []
     halt: list[Expr] = []
     little: list[Expr] = []
@@ -346,6 +346,11 @@ def weight_entries(task: Task) -> int:
     return int(entries(W[0].dims, task.size)) if W else 0
 
 
+def x_entries_of(task: Task, y: Expr) -> int:
+    """The entries of x."""
+    return task.size(y.dims[0]) * _inner(task)
+
+
 def _inner(task: Task) -> int:
     """The length of a row of x: what an entry of the base product costs, halved."""
     rows = [e for e in postorder(task.y) if isinstance(e, Leaf) and e.role == "token"]
@@ -358,7 +363,7 @@ def price(plan: Plan) -> float:
     if not plan.gradients:
         return plan.seconds
     base = 2 * entries(plan.y.dims, task.size) * _inner(task) / where.flops
-    x = task.size(plan.y.dims[0]) * _inner(task) or 1
+    x = x_entries_of(task, plan.y) or 1
     own = [e for e in plan.read if e.role == "token"]
     saved = sum(int(entries(e.dims, task.size)) for e in (*own, *(k.node for k in plan.kept)))
     return plan.seconds + WORTH * base * saved / x

@@ -27,6 +27,7 @@ from adaptc.plan.evaluate import (
     evaluate,
     price,
     weight_entries,
+    x_entries_of,
 )
 from adaptc.plan.plan import Choice, Plan, Task, is_view
 
@@ -68,7 +69,7 @@ def _is_cheap_to_form(found: Plan) -> bool:
     task = found.task
     if task.limit is not None or task.kept is not None or not task.wrt:
         return False
-    return found.x_bytes // 4 * task.size(found.y.dims[0]) >= weight_entries(task) > 0
+    return x_entries_of(task, found.y) >= weight_entries(task) > 0
 
 
 def _formed(task: Task) -> Iterator[Chosen]:
