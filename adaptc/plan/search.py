@@ -135,7 +135,7 @@ def _descent(task: Task, start: Chosen, worth: Callable[[Plan], tuple[float, flo
             every = {**chosen, **{k: o for f in reversed(gains) for k, o in f[2].items() if chosen.get(k) != o}}
             gains.append((*assess(every), every))
         better = min(gains, key=lambda f: worth(f[0]), default=None)
-        if better is not None:
+        if better is not None and _pays(better[0], best):
             (best, met, chosen), settled = better, 0
         elif (settled := settled + 1) == len(STAGES):
             break
@@ -155,6 +155,12 @@ def _size(found: Plan) -> int:
 
 def _less(a: tuple[float, float], b: tuple[float, float]) -> bool:
     return a[0] < b[0] or (a[0] == b[0] and a[1] < b[1] * (1 - 1e-9))
+
+
+def _pays(found: Plan, best: Plan) -> bool:
+    """Is a gain worth a departure? For a bucket of tokens a tie is not: its neighbours would have other plans for
+    nothing."""
+    return found.task.kept is None or best.excess > 0 or price(found) < price(best) * (1 - GAIN)
 
 
 def _changes(met: dict[Key, Choice], stage: tuple[str, ...]) -> list[Change]:
