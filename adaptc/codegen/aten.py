@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import keyword
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import sympy
@@ -20,6 +20,7 @@ from adaptc.codegen.product import groups, spread
 from adaptc.codegen.scalar import torch_text
 from adaptc.codegen.source import WORD, Source, live, released
 from adaptc.codegen.sums import Sums
+from adaptc.codegen.tile import Tiled
 from adaptc.codegen.types import Types
 from adaptc.errors import UnsupportedError
 from adaptc.ir.dims import TOKENS, Shape
@@ -69,10 +70,13 @@ def emit(
     types: Types,
     head: str,
     kernels: Kernels | None = None,
+    launches: Mapping[str, tuple[str, str]] | None = None,
 ) -> Source:
     """The function `name(tables, *arguments)` that returns `results`, each in its dtype. kernels: compiled ones that
-    may be called."""
+    may be called. launches: the functions that start generated kernels, and what they compute, by the keys of `Tiled`
+    nodes."""
     writer = _Writer({e: n for n, e in arguments}, types, [e for e, _ in results], kernels)
+    writer.launches = launches or {}
     order = reach([e for e, _ in results], [e for _, e in arguments])
     for e in order:
         writer.visit(e)
@@ -91,12 +95,19 @@ def emit(
 class _Writer(Sums):
     """Writes one function, node by node."""
 
+    launches: Mapping[str, tuple[str, str]]
+
     def visit(self, e: Expr) -> None:
         """Write the lines that compute a node."""
         if e in self.names or e in self.deferred or e in self.unmade:
             return
         if e in self.cluster_of:
             self.call(self.cluster_of[e])
+            return
+        if isinstance(e, Tiled):
+            inputs = ", ".join(self.names[t] for t in e.inputs)
+            name, note = self.launches[e.key]
+            self.let(e, f"{name}({inputs})", fresh=True, note=note)
             return
         EMIT[only(type(e))](self, e)  # type: ignore[arg-type]
 

@@ -39,12 +39,12 @@ class Writer:
         self.casts: dict[tuple[Expr, str], str] = {}
         self.fresh: set[Expr] = set()
 
-    def let(self, e: Expr, text: str, fresh: bool = False) -> None:
+    def let(self, e: Expr, text: str, fresh: bool = False, note: str = "") -> None:
         """Assign the value of a node."""
         self.names[e] = f"t{len(self.names)}"
         if fresh:
             self.fresh.add(e)
-        self.lines.append(f"{self.names[e]} = {text}  # {show(e.dims)} {brief(e, 50)}")
+        self.lines.append(f"{self.names[e]} = {text}  # {show(e.dims)} {note or brief(e, 50)}")
 
     def let_view(self, e: Expr, text: str, of: str) -> None:
         """Assign a value that may lie where another does."""

@@ -21,6 +21,7 @@ from adaptc.codegen.native import Kernels
 from adaptc.codegen.source import Source
 from adaptc.codegen.strided import DTYPES as STRIDED
 from adaptc.codegen.strided import NotStrided, emit_strided, may_be_strided
+from adaptc.codegen.tiled import emit_tiled
 from adaptc.codegen.types import Types, has_rows, wide
 from adaptc.env import options
 from adaptc.errors import UnsupportedError
@@ -33,6 +34,7 @@ from adaptc.plan.plan import NOMINAL, Plan, Task, depends_on_tokens
 from adaptc.plan.search import plan
 from adaptc.runtime import native
 from adaptc.runtime.copies import reshape as native_reshape
+from adaptc.runtime.files import load_file
 from adaptc.runtime.planning import FEW, OBSERVED, PRODUCTS, Signature, bucket, few_rows, planned, planned_as
 from adaptc.runtime.products import product as native_product
 from adaptc.runtime.random import bernoulli, uniform
@@ -130,8 +132,13 @@ def load(source: Source) -> Callable[..., tuple[Tensor, ...]]:
         "uniform": uniform,
         "bernoulli": bernoulli,
     }
-    exec(compile(source.text, filename, "exec"), namespace)  # our own text
-    function = namespace[source.name]
+    if source.kernels:
+        module = load_file(source)
+        vars(module).update(namespace)
+        function = getattr(module, source.name)
+    else:
+        exec(compile(source.text, filename, "exec"), namespace)  # our own text
+        function = namespace[source.name]
     if source.strided:
         return function
     if not source.tables:
@@ -237,10 +244,16 @@ def _tell(chosen: Plan, stack: Stack) -> None:
 
 
 def assemble(
-    chosen: Plan, stack: Stack, dtypes: Sequence[str], compiled: Kernels | None = None, few: bool = False
+    chosen: Plan,
+    stack: Stack,
+    dtypes: Sequence[str],
+    compiled: Kernels | None = None,
+    few: bool = False,
+    tiled: bool = False,
 ) -> Program:
-    """The program of any plan, not only the chosen one. few: as strided steps; raises NotStrided where it is not."""
-    write = emit_strided if few else functools.partial(emit, kernels=compiled)
+    """The program of any plan, not only the chosen one. few: as strided steps; raises NotStrided where it is not.
+    tiled: with generated kernels for the steps that have them."""
+    write = emit_strided if few else emit_tiled if tiled else functools.partial(emit, kernels=compiled)
     if options().verify:
         check([chosen.y, *(g for _, g in chosen.gradients)], primitive=True)
     arguments = stack.arguments
