@@ -8,10 +8,10 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help test lint format demo sanitize clean
+.PHONY: help test lint format demo sanitize aot gpu-test gpu-bench clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 test: lint ## run every check: lint, then the tests
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist worksteal
@@ -34,6 +34,19 @@ sanitize: $(VENV)/.test ## run the native tests under the address and undefined-
 	@cd build/sanitize && LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" \
 		ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=. OMP_NUM_THREADS=2 ../../$(BIN)/python -m pytest -q -p no:cacheprovider \
 		tests/test_native.py tests/test_native_products.py tests/test_native_solves.py tests/test_few.py -k "not without_a_compiler"
+
+aot: $(VENV)/.test ## compile every generated kernel for every target at every tile size, without a GPU
+	@PYTHONPATH=. $(BIN)/python tests/aot.py --everything --workers 2
+
+# On a machine with a GPU, by its own Python: torch with CUDA and triton must be there, adaptc's other dependencies too.
+GPU_PYTHON ?= python3
+GPU_RESULTS ?= bench/results
+
+gpu-test: ## test the generated kernels on this machine's GPU (TRITON_INTERPRET=1: rehearse)
+	@PYTHONPATH=.:tests $(GPU_PYTHON) -m pytest -q -p no:cacheprovider tests/gpu_checks.py
+
+gpu-bench: ## time every method on this machine's GPU (TRITON_INTERPRET=1: rehearse)
+	@PYTHONPATH=. $(GPU_PYTHON) -m bench gpu --out $(GPU_RESULTS)
 
 demo: $(VENV)/.demo ## train a real model with adapters and show the result
 	@OMP_WAIT_POLICY=passive $(BIN)/adaptc demo

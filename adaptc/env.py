@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from adaptc.errors import UnsupportedError
 
-BACKENDS = ("aten", "reference")
+TRITON = "triton"
+BACKENDS = ("aten", "reference", TRITON)
 SHIPPED, CALIBRATED = "shipped", "calibrated"
 
 
@@ -17,7 +18,8 @@ class Options:
     """What the environment says.
 
     debug: ADAPTC_DEBUG, 0 silent, 1 timings, 2 equation and choices, 3 plan, 4 generated source.
-    backend: ADAPTC_BACKEND, "aten" (default) or "reference".
+    backend: ADAPTC_BACKEND, "aten" (default), "reference", or "triton": every step that can be is a generated kernel,
+    wherever the tensors are (on a CPU with TRITON_INTERPRET=1).
     verify: ADAPTC_VERIFY, check expressions between stages (on in the tests).
     device: ADAPTC_DEVICE, "shipped" (default) or "calibrated": whose rates the planner uses for this machine.
     """

@@ -6,7 +6,7 @@ import importlib
 
 import click
 
-NAMES = ("cpu", "minilm", "models", "native", "overhead", "planner", "planning")
+NAMES = ("cpu", "gpu", "minilm", "models", "native", "overhead", "planner", "planning")
 
 
 class Benchmarks(click.Group):

@@ -16,7 +16,7 @@ LAYERS = (
     {"codegen"},
     {"runtime"},
     {"nn"},
-    {"interop", "tune", "explain"},
+    {"interop", "tune", "explain", "emit"},
     {"case", "laws", "verify"},
     {"timing"},
     {"cli", "__main__"},

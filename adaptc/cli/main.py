@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from adaptc.cli.method import bind, find_method
+from adaptc.emit import DTYPES, TARGETS, emit_package
 from adaptc.env import CALIBRATED
 from adaptc.errors import AdaptcError, HyperparameterError
 from adaptc.explain import compare
@@ -254,6 +255,31 @@ def bench(
         _say(found.to_dict())
     else:
         Console(highlight=False).print(found)
+
+
+@main.command()
+@click.argument("method")
+@click.option("--n", required=True, type=click.IntRange(1), help="Outputs of the layer.")
+@click.option("--k", required=True, type=click.IntRange(1), help="Inputs of the layer.")
+@click.option("--m", default=1024, show_default=True, type=click.IntRange(1), help="Tokens it is planned for.")
+@click.option("--dtype", default="bfloat16", show_default=True, type=click.Choice(DTYPES), help="Of x and W.")
+@click.option("--target", default="sm_90", show_default=True, type=click.Choice([*TARGETS]), help="The GPU.")
+@click.option("--out", required=True, type=click.Path(file_okay=False), help="A new folder.")
+@settings
+@as_json
+@reported
+def emit(method: str, settings: tuple[str, ...], as_json: bool, out: str, **given: Any) -> None:
+    """Write a method's generated Triton kernels as a package that needs torch and triton alone, with a test in it.
+
+    Example: adaptc emit dora --n 4096 --k 4096 --m 8192 --out dora_kernels
+    """
+    found = emit_package(bind(find_method(method), settings), out=out, **given)
+    if as_json:
+        _say({"folder": str(found.folder), "files": found.files, "kernels": found.kernels, "left": found.left})
+        return
+    click.echo(f"{found.folder}: {', '.join(found.files)}\n{found.kernels} kernels")
+    for line in found.left:
+        click.echo(f"left to torch: {line}")
 
 
 @main.command()

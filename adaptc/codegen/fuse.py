@@ -14,6 +14,7 @@ from math import prod
 
 from adaptc.codegen.gather import slices
 from adaptc.codegen.kernel import is_short_choice, is_small_system, keeps_entries
+from adaptc.codegen.lower import LEAST as TERMS
 from adaptc.codegen.lower import ONE_BY_ONE, Sum, sum_of
 from adaptc.codegen.nodes import affine
 from adaptc.codegen.product import groups
@@ -123,7 +124,7 @@ def is_dot(e: Expr) -> bool:
     if any(not isinstance(s.sizes[c], int) for c in g.batch):
         return False
     rows, columns = (size_of(tuple(s.sizes[c] for c in t)) for t in (g.left, g.right))
-    return min(rows, columns) >= LEAST and size_of(tuple(s.sizes[c] for c in s.summed)) > ONE_BY_ONE // 2
+    return min(rows, columns) >= LEAST and size_of(tuple(s.sizes[c] for c in s.summed)) >= TERMS
 
 
 def like(a: Expr, b: Expr) -> bool:
@@ -181,9 +182,13 @@ class Fusion:
         """Is a node a tensor before the program starts, or made by torch at its start?"""
         return e in self.there or isinstance(e, (Leaf, Table)) or (isinstance(e, Constant) and not is_number(e))
 
+    def is_products(self, e: Expr) -> bool:
+        """Is a node a product that the vendor's library computes?"""
+        return self.vendor and is_tiled(e) and is_vendors(e)
+
     def foreign(self, e: Expr) -> bool:
         """Is a node left to torch?"""
-        return not is_tiled(e) or (self.vendor and is_vendors(e))
+        return not is_tiled(e) or self.is_products(e)
 
     def want(self, e: Expr) -> None:
         """A node must be a tensor in memory."""
@@ -313,7 +318,7 @@ class _Reader:
         if not bijective or f.uses[e] > 1:
             return short and self.is_light(e, 2) and f.uses[e] == 1
         if self.path:
-            return e is self.path[0] or (is_dot(e) and like(e, self.path[0])) or short
+            return e is self.path[0] or (is_dot(e) and is_dot(self.path[0]) and like(e, self.path[0])) or short
         return short or not any(
             size_of(tuple(t.sizes[c] for c in t.summed)) > ONE_BY_ONE for t in map(sum_of, self.sums) if t
         )

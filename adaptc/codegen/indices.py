@@ -140,7 +140,7 @@ def unflat(at: sympy.Expr, shape: Shape, extents: Extents) -> tuple[sympy.Expr, 
     """The index of the entry at a place. Tokens may be the first axis alone, so that no size but a number divides."""
     index: list[sympy.Expr] = []
     for j in reversed(range(len(shape))):
-        index.append(modulo(at, shape[j], extents) if j else at)
+        index.append(modulo(at, shape[j], extents) if j or shape[j] == 1 else at)
         at = divide(at, shape[j], extents) if j else at
     return tuple(reversed(index))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import sympy
@@ -15,6 +16,7 @@ from adaptc.codegen.tile import (
     WHOLE,
     Axis,
     Buffer,
+    Compute,
     Context,
     Dot,
     Fold,
@@ -72,7 +74,7 @@ def lower_scatter(e: Put, inputs: Sequence[Expr], types: Types) -> Kernel:
     value = low.value(e.x, at, context)
     place = low.looked_up(flat(low.taken(e.index, at), e.size, low.extents), context)
     low.put(Store("out", place, value, adds=True), 0)
-    return _kernel(low, names, inputs, [axis], Buffer("out", e.size, "float32", "sum"))
+    return _kernel(low, names, inputs, [axis], Buffer("out", e.size, low.wide, "sum"))
 
 
 def _lowering(inputs: Sequence[Expr], types: Types, split: Expr | None) -> tuple[Lowering, list[str]]:
@@ -83,7 +85,7 @@ def _lowering(inputs: Sequence[Expr], types: Types, split: Expr | None) -> tuple
 
 
 def _kernel(low: Lowering, names: Sequence[str], inputs: Sequence[Expr], grid: Sequence[Axis], out: Buffer) -> Kernel:
-    body = tuple(low.bodies[0])
+    body = read_alone(low.bodies[0])
     buffers = [Buffer(n, e.dims, low.types[e]) for n, e in zip(names, inputs, strict=True)]
     return Kernel(_kind(body), (*buffers, out), tuple(grid), body)
 
@@ -145,17 +147,17 @@ def _system(low: Lowering, e: Solve, at: Places, context: Context) -> Value:
     """The solution of small systems, all of their rows in one tile."""
     inner = _axis(low, INNER, e.A.dims[-1], WHOLE)
     low.put(Span(inner), 0)
-    a = low.cast(low.value(e.A, (*at[:-1], INNER), (context[0], inner)), "float32")
-    b = low.cast(low.value(e.B, at, context), "float32")
-    out = low.new("float32", context, (True, True), 0)
+    a = low.cast(low.value(e.A, (*at[:-1], INNER), (context[0], inner)), low.wide)
+    b = low.cast(low.value(e.B, at, context), low.wide)
+    out = low.new(low.wide, context, (True, True), 0)
     low.put(System(out, a, b, e.A.dims[-1]), 0)
     return out
 
 
 def _largest(low: Lowering, e: TopK, at: Places, context: Context) -> Value:
     """Ones at the largest entries of a row, all of it in one tile."""
-    x = low.cast(low.value(e.x, at, context), "float32")
-    out = low.new("float32", context, (True, True), 0)
+    x = low.cast(low.value(e.x, at, context), low.wide)
+    out = low.new(low.wide, context, (True, True), 0)
     assert context[1] is not None
     low.put(Largest(out, x, e.count, context[1].extent), 0)
     return out
@@ -196,6 +198,23 @@ def keeps_entries(e: Expr, below: Expr) -> bool:
         inputs, out = e.terms
         return any(op is below and set(t) == set(out) for op, t in zip(e.operands, inputs, strict=True))
     return False
+
+
+def read_alone(body: Sequence[Step]) -> tuple[Step, ...]:
+    """The steps of which something is read."""
+    read = {name for s in every(tuple(body)) for name in _names(s)}
+    kept = [s for s in body if not isinstance(s, Compute) or s.out.name in read]
+    return tuple(kept) if len(kept) == len(body) else read_alone(kept)
+
+
+def _names(s: Step) -> set[str]:
+    """The values that a step reads."""
+    if isinstance(s, Compute):
+        return {symbol.name for symbol in s.fn.free_symbols}
+    fields = [getattr(s, f.name) for f in dataclasses.fields(s) if f.name != "out"]
+    symbols = [b.index for b in getattr(s, "within", ())]
+    symbols += [f for f in fields if isinstance(f, sympy.Expr)]
+    return {f.name for f in fields if isinstance(f, Value)} | {s.name for f in symbols for s in f.free_symbols}
 
 
 KINDS: tuple[tuple[type, str], ...] = (

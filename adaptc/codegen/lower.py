@@ -49,6 +49,7 @@ from adaptc.ir.prims import (
 )
 
 SHORT = ("bfloat16", "float16")
+LEAST = 8  # terms of a product of tiles
 ONE_BY_ONE = 16  # terms of a sum that are added without a tile of their own
 Places: TypeAlias = tuple[sympy.Expr, ...]
 Within: TypeAlias = tuple[Between, ...]
@@ -107,11 +108,17 @@ class Lowering:
     extents: dict[sympy.Expr, Dim] = field(default_factory=dict)
     found: dict[sympy.Expr, Value] = field(default_factory=dict)
     zero: set[str] = field(default_factory=set)
+    numbers: dict[str, sympy.Expr] = field(default_factory=dict)
     made: int = 0
     loops: int = 0
     tables: dict[Expr, int] = field(default_factory=dict)
     tiled: dict[sympy.Expr, bool] = field(default_factory=dict)
     anchored: dict[Expr, Callable[[Lowering, Any, Places, Context], Value]] = field(default_factory=dict)
+
+    @property
+    def wide(self) -> str:
+        """What is computed in: float32, or float64 where parameters are."""
+        return self.types.wide
 
     # ------------------------------------------------------------------ variables, loops, values
 
@@ -225,15 +232,18 @@ class Lowering:
 
     def compute(self, fn: sympy.Expr, args: Sequence[Value], context: Context) -> Value:
         """A function of values, in float32."""
-        args = [self.cast(a, "float32") for a in args]
+        args = [self.cast(a, self.wide) for a in args]
         if fn == ARGS[0]:
             return args[0]
-        fn = fn.xreplace({ARGS[j]: sympy.Symbol(a.name) for j, a in enumerate(args)})
+        fn = fn.xreplace({ARGS[j]: self.numbers.get(a.name, sympy.Symbol(a.name)) for j, a in enumerate(args)})
+        args = [a for a in args if a.name not in self.numbers]
 
         def make() -> Value:
             along = any(a.along[0] for a in args), any(a.along[1] for a in args)
-            out = self.new("float32", context, along, max((a.depth for a in args), default=0))
-            self.put(Compute(out, fn, tuple(a.name for a in args)), out.depth)
+            out = self.new(self.wide, context, along, max((a.depth for a in args), default=0))
+            self.put(Compute(out, fn), out.depth)
+            if fn.is_number:
+                self.numbers[out.name] = fn
             return out
 
         return self.once(("compute", fn, context), make)
@@ -242,7 +252,7 @@ class Lowering:
         """An index as a number."""
         at = self.looked_up(at, context)
         along, depth = self.reach([at], context)
-        out = self.new("float32", context, along, depth)
+        out = self.new(self.wide, context, along, depth)
         self.put(Place(out, at), depth)
         return out
 
@@ -298,18 +308,23 @@ class Lowering:
         order = self._dot_order(s, known, context)
         if order is not None:
             return self._dot(e, s, known, order, context, within)
+        if s.extent == 1:
+            one = {**known, **dict.fromkeys(s.summed, sympy.Integer(0))}
+            values = [self.value(op, tuple(one[c] for c in t), context, within) for op, t in s.operands]
+            return self.compute(sympy.Mul(*ARGS[: len(values)]), values, context)
         few = isinstance(s.extent, int) and s.extent <= ONE_BY_ONE
         along = context[1] is None and not few
         part = e is self.split
         top = len(self.bodies) - 1
         shape = context[0] is not None, context[1] is not None
-        out = self.new("float32", context, shape, top)
+        out = self.new(self.wide, context, shape, top)
         self.put(Fill(out, 0.0 if s.op == "sum" else -inf), top)
         with self.loop(s.extent, along, part) as axis:
             inner = (context[0], axis) if along else context
             values = self._operands(s, known, axis, inner, within)
             term = self.compute(sympy.Mul(*ARGS[: len(values)]), values, inner)
-            if along and (s.op != "sum" or not all(v.name in self.zero for v in values)):
+            safe = s.op == "sum" and all(v.name in self.zero and v.along[1] for v in values)
+            if along and not safe:
                 term = self.where(term, (axis,), (), 0.0 if s.op == "sum" else -inf, inner)
             self.put(Fold(out, term, s.op, along), len(self.bodies) - 1)
         return out
@@ -328,7 +343,8 @@ class Lowering:
     def _dot_order(self, s: Sum, known: Mapping[str, sympy.Expr], context: Context) -> tuple[int, int] | None:
         """Which operand has the rows of a tile, and which its columns: where a sum is a product of tiles."""
         row, column = context
-        if row is None or column is None or len(s.operands) != 2 or s.op != "sum":
+        few = isinstance(s.extent, int) and s.extent < LEAST
+        if row is None or column is None or len(s.operands) != 2 or s.op != "sum" or few:
             return None
         tiles = {row.symbol, column.symbol}
         reads = []
@@ -349,7 +365,7 @@ class Lowering:
         within: Within,
     ) -> Value:
         top = len(self.bodies) - 1
-        out = self.new("float32", context, (True, True), top)
+        out = self.new(self.wide, context, (True, True), top)
         self.put(Fill(out, 0.0), top)
         dtype = self.dot_dtype(e, [op for op, _ in s.operands])
         with self.loop(s.extent, True, e is self.split) as axis:
@@ -358,7 +374,8 @@ class Lowering:
             for j, inner in zip(order, ((context[0], axis), (axis, context[1])), strict=True):
                 op, letters = s.operands[j]
                 v = self.value(op, tuple(places[c] for c in letters), inner, within)
-                v = v if v.name in self.zero else self.where(v, (axis,), (), 0.0, inner)
+                if v.name not in self.zero or not v.along[inner.index(axis)]:
+                    v = self.where(v, (axis,), (), 0.0, inner)
                 both.append(self.cast(v, dtype))
             self.put(Dot(out, *both), len(self.bodies) - 1)
         return out
@@ -368,4 +385,4 @@ class Lowering:
         if self.types[e] in SHORT:
             return self.types[e]
         found = {self.types[op] for op in operands}
-        return found.pop() if len(found) == 1 and found <= set(SHORT) else "float32"
+        return found.pop() if len(found) == 1 and found <= set(SHORT) else self.wide

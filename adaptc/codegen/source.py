@@ -32,6 +32,7 @@ class Source:
     tables: tuple[Tabulated, ...]
     strided: Any = None  # what `steps` in the text computes
     together: tuple[Any, ...] = ()  # what each of `together` in the text computes
+    left: tuple[str, ...] = ()  # steps that no kernel can do, and why
     kernels: tuple[tuple[str, Any], ...] = ()  # tile programs in the text, which is then a whole file, by name
 
     @property

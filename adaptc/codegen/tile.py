@@ -76,11 +76,10 @@ class Load:
 
 @dataclass(frozen=True)
 class Compute:
-    """out = a SymPy function of values (symbols of their names), in float32."""
+    """out = a SymPy function of values (symbols of their names)."""
 
     out: Value
     fn: sympy.Expr
-    names: tuple[str, ...]
 
 
 @dataclass(frozen=True)

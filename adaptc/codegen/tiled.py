@@ -13,8 +13,9 @@ from dataclasses import dataclass, field, replace
 import sympy
 
 from adaptc.codegen.aten import emit
+from adaptc.codegen.choice import Prices, Size
 from adaptc.codegen.equivalents import rewritten
-from adaptc.codegen.fuse import Fusion, Part
+from adaptc.codegen.fuse import Fusion, Part, is_tiled, is_view
 from adaptc.codegen.kernel import lower, lower_scatter
 from adaptc.codegen.lower import NotTiled
 from adaptc.codegen.source import Source
@@ -25,11 +26,13 @@ from adaptc.codegen.triton_text import called
 from adaptc.codegen.types import Types
 from adaptc.ir.dims import TOKENS, Shape
 from adaptc.ir.expr import Expr, substitute
-from adaptc.ir.prims import Leaf, Put, Reduce
+from adaptc.ir.prims import Constant, Leaf, Put, Reduce, Table
 from adaptc.ir.printer import brief
+from adaptc.plan.device import Device
 from adaptc.plan.plan import reach
 
-DTYPES = ("float32", "bfloat16", "float16")
+WIDEST = "float64"  # left to torch where speed matters
+DTYPES = ("float32", "bfloat16", "float16", WIDEST)
 PARTS = -1
 PROGRAMS = 264  # that keep all processors busy, of those that sum a part of the tokens each
 HEAD = '''"""{title}
@@ -59,9 +62,13 @@ class Launch:
 
 @dataclass
 class Tiling:
-    """The kernels of one program. left: parts that were left to torch, and why."""
+    """The kernels of one program. prices: those that are predicted to gain too little are left out; None: none is.
+
+    left: what could have no kernel, and why.
+    """
 
     types: Types
+    prices: Prices | None = None
     launches: dict[str, Launch] = field(default_factory=dict)
     left: list[tuple[Expr, str]] = field(default_factory=list)
 
@@ -85,7 +92,9 @@ class Tiling:
         return [change(e) for e in results]
 
     def launch(self, part: Part) -> Launch | None:
-        """The kernels of a part; None where it has no tiles after all."""
+        """The kernels of a part; None where torch does it."""
+        if self.prices is not None and (self.types.wide == WIDEST or not self.prices.candidate(part).generated):
+            return None
         try:
             kernels, reads = _kernels(part, self.types)
         except NotTiled as why:
@@ -109,12 +118,12 @@ def _kernels(part: Part, types: Types) -> tuple[tuple[Kernel, ...], tuple[tuple[
         return (lower(part.root, part.path, part.inputs, types, dtype),), (every_input,)
     h = part.split
     parts = Leaf("parts", (SPLITS, *h.dims), "frozen")
-    types.given[parts] = "float32"
+    types.given[parts] = types.wide
     root = substitute(part.root, {h: Reduce("sum", parts, (0,))})
     types.given[root] = dtype
     below, above = (set(reach([e], part.inputs)) for e in (h, root))
     mine, rest = ([j for j in every_input if part.inputs[j] in found] for found in (below, above))
-    first = lower(h, [h] if part.path else [], [part.inputs[j] for j in mine], types, "float32", split=True)
+    first = lower(h, [h] if part.path else [], [part.inputs[j] for j in mine], types, types.wide, split=True)
     second = lower(root, [], [parts, *(part.inputs[j] for j in rest)], types, dtype)
     return (first, second), (tuple(mine), (PARTS, *rest))
 
@@ -131,19 +140,32 @@ def emit_tiled(
     results: Sequence[tuple[Expr, str]],
     types: Types,
     head: str,
-    vendor: bool = True,
+    priced: tuple[Device, Size] | None = None,
 ) -> Source:
-    """The function `name(tables, *arguments)` as `aten.emit` gives it, in a file with the kernels that it calls."""
+    """The function `name(tables, *arguments)` as `aten.emit` gives it, in a file with the kernels that it calls.
+
+    priced: only those kernels that are predicted to gain on a device, at some sizes; None: all that there can be.
+    """
     given = [e for _, e in arguments]
     types = replace(types, given=dict(types.given))
     roots = rewritten([e for e, _ in results], given)
-    tiling = Tiling(types)
-    swapped = tiling.swap(roots, given, Fusion(roots, given, types, vendor).parts)
+    tiling = Tiling(types, Prices(*priced, types) if priced else None)
+    swapped = tiling.swap(roots, given, Fusion(roots, given, types).parts)
     names = {key: (f"launch_{j}", launch.note) for j, (key, launch) in enumerate(tiling.launches.items())}
     body = emit(name, arguments, list(zip(swapped, (d for _, d in results), strict=True)), types, head, launches=names)
     made = named(tiling.launches.values())
     text = "\n\n".join([HEAD.format(title=head), *written(made), body.text])
-    return replace(body, text=text, kernels=tuple(one for _, kernels in made for one in kernels))
+    others = [(e, "no kernel can compute it") for e in reach(swapped, given) if is_torchs(e, given)]
+    left = tuple(f"{type(e).__name__}: {brief(e, 50)}: {why}" for e, why in (*tiling.left, *others))
+    if not made:
+        return replace(body, left=left)
+    return replace(body, text=text, kernels=tuple(one for _, kernels in made for one in kernels), left=left)
+
+
+def is_torchs(e: Expr, given: Sequence[Expr]) -> bool:
+    """Is there work in a node that no kernel can do?"""
+    none = e in given or is_view(e) or isinstance(e, (Tiled, Leaf, Table, Constant)) or e.kind == "integer"
+    return not none and not is_tiled(e)
 
 
 def named(launches: Iterable[Launch]) -> list[tuple[Launch, list[tuple[str, Kernel]]]]:

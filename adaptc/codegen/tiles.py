@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import sympy
 
+from adaptc.codegen.lower import SHORT
 from adaptc.codegen.tile import SPLITS, WHOLE, Dot, Fold, Kernel, Largest, Loop, System, every, has_tokens
 from adaptc.codegen.triton_text import Places
 from adaptc.ir.dims import TOKENS
@@ -45,7 +46,7 @@ def grid_text(kernel: Kernel, tiles: Tiles) -> str:
 def tiles_of(kernel: Kernel) -> dict[str, int]:
     """Tile sizes where none were measured."""
     axes = [*kernel.grid, *(s.axis for s in every(kernel.body) if isinstance(s, Loop) and s.axis.tile)]
-    exact = any(isinstance(s, Dot) and s.a.dtype == "float32" for s in every(kernel.body))
+    exact = any(isinstance(s, Dot) and s.a.dtype not in SHORT for s in every(kernel.body))
     dots = any(isinstance(s, (Dot, System, Largest)) for s in every(kernel.body))
     folded = any(isinstance(s, Fold) and s.columns for s in every(kernel.body))
     side = 32 if exact else 64

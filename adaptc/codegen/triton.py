@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import sympy
 
+from adaptc.codegen.lower import SHORT
 from adaptc.codegen.tile import (
     SPLITS,
     WHOLE,
@@ -40,6 +43,7 @@ UNROLLED = 8
 STEPS = 2**24
 _TYPES = {
     "float32": "tl.float32",
+    "float64": "tl.float64",
     "bfloat16": "tl.bfloat16",
     "float16": "tl.float16",
     "int64": "tl.int64",
@@ -83,7 +87,9 @@ class _Body:
         parts = []
         for axis in axes:
             if axis is not None and self.uneven(axis):
-                parts.append(f"({self.place(axis.symbol, context)} < {self.count(axis.extent)})")
+                wide = self.is_wide(axis)
+                place = self.place(_lane(axis) if wide else axis.symbol, context)
+                parts.append(f"({place} < {f'{axis.name}_n' if wide else self.count(axis.extent)})")
         for b in within:
             at = self.place(b.index, context)
             parts.append(f"({at} >= {b.low})" if b.low else "")
@@ -109,16 +115,27 @@ class _Body:
         self.line(f"{s.out.name} = tl.load({s.buffer} + {self.spread(s.at, self.along(s.out), context)}{inside})")
 
     def spread(self, at: sympy.Expr, axes: Sequence[Axis | None], context: Context) -> str:
-        """A place, along some variables even where it is the same for all of their values."""
-        same = [a for a in axes if a is not None and not at.has(a.symbol)]
-        text = " + ".join([self.place(at, context), *(f"0 * {self.place(a.symbol, context)}" for a in same)])
-        return f"({text})"
+        """A place, along some variables even where it is the same for all of their values. Along tokens the first place
+        of a tile is one 64-bit number, and what is added for the others has 32 bits."""
+        found = [a for a in axes if a is not None]
+        same = [a for a in found if not at.has(a.symbol)]
+        first = []
+        for a in found:
+            step = at.coeff(a.symbol, 1)
+            if self.is_wide(a) and step.is_Integer and not sympy.expand(at - step * a.symbol).has(a.symbol):
+                first.append(f"{step} * {a.name}_0" if step != 1 else f"{a.name}_0")
+                at = at.xreplace({a.symbol: _lane(a)})
+        lanes = [self.place(_lane(a) if self.is_wide(a) else a.symbol, context) for a in same]
+        rest = " + ".join([self.place(at, context), *(f"0 * {lane}" for lane in lanes)])
+        return " + ".join([*first, f"({rest})"])
 
     def _compute(self, s: Compute) -> None:
-        self.line(f"{s.out.name} = {Functions().doprint(s.fn)}")
+        text = str(Functions(s.out.dtype).doprint(s.fn))
+        self.line(f"{s.out.name} = " + (f"tl.full((), {text}, {_TYPES[s.out.dtype]})" if s.fn.is_number else text))
 
     def _place(self, s: Place) -> None:
-        self.line(f"{s.out.name} = ({self.place(s.at, s.out.context)}).to(tl.float32)")
+        at = self.place(s.at, s.out.context)
+        self.line(f"{s.out.name} = tl.full((), 0.0, {_TYPES[s.out.dtype]}) + ({at})")
 
     def _cast(self, s: Cast) -> None:
         self.line(f"{s.out.name} = {s.value.name}.to({_TYPES[s.out.dtype]})")
@@ -130,23 +147,21 @@ class _Body:
 
     def _random(self, s: Random) -> None:
         context = s.out.context
-        row, place = (
-            f"tl.full((), {a}, tl.int64)" if a.isdigit() else f"({a})"
-            for a in (self.place(s.row, context), self.place(s.place, context))
-        )
+        row, place = (f"tl.full((), 0, tl.int64) + ({self.place(a, context)})" for a in (s.row, s.place))
         self.line(f"{s.out.name} = bits({s.seed}, {s.stream}, {row}, {place})")
-        text = f"{s.out.name}.to(tl.float32) * {1 / STEPS!r}"
+        text = f"{s.out.name}.to({_TYPES[s.out.dtype]}) * {1 / STEPS!r}"
         if s.drop is not None:
-            text = f"({s.out.name} >= {round(s.drop * STEPS)}).to(tl.float32)"
+            text = f"({s.out.name} >= {round(s.drop * STEPS)}).to({_TYPES[s.out.dtype]})"
         self.line(f"{s.out.name} = {text}")
 
     def _fill(self, s: Fill) -> None:
         number = "float('-inf')" if s.number == float("-inf") else repr(s.number)
-        self.line(f"{s.out.name} = tl.full(({self.shape(s.out)}), {number}, tl.float32)")
+        self.line(f"{s.out.name} = tl.full(({self.shape(s.out)}), {number}, {_TYPES[s.out.dtype]})")
 
     def _dot(self, s: Dot) -> None:
         a, b = (self.whole(v) for v in (s.a, s.b))
-        precise = ', input_precision="ieee"' if s.a.dtype == "float32" else ""
+        precise = ', input_precision="ieee"' if s.a.dtype not in SHORT else ""
+        precise += ", out_dtype=tl.float64" if s.a.dtype == "float64" else ""
         self.line(f"{s.out.name} = tl.dot({a}, {b}, {s.out.name}{precise})")
 
     def whole(self, value: Value) -> str:
@@ -192,15 +207,24 @@ class _Body:
             short = isinstance(axis.extent, int) and axis.extent <= UNROLLED and not axis.part
             self.line(f"for {axis.name} in {'tl.static_range' if short else 'range'}({start}, {stop}):")
         outer, self.margin = self.margin, self.margin + "    "
-        if axis.tile:
-            run = f"{axis.name}_0 + tl.arange(0, {axis.tile})"
-            self.line(f"{axis.name} = " + (f"({run}).to(tl.int64)" if self.is_wide(axis) else run))
+        if axis.tile and self.is_wide(axis):
+            self.run(axis, f"tl.full((), 0, tl.int64) + {axis.name}_0")
+        elif axis.tile:
+            self.line(f"{axis.name} = {axis.name}_0 + tl.arange(0, {axis.tile})")
         self.write(s.body)
         self.margin = outer
 
     def is_wide(self, axis: Axis) -> bool:
         """Do places need 64 bits along a variable?"""
-        return has_tokens(axis.extent)
+        return bool(axis.tile) and has_tokens(axis.extent)
+
+    def run(self, axis: Axis, first: str) -> None:
+        """The places along a tile of a variable that needs 64 bits: the first, how many are left, those of the tile."""
+        name = axis.name
+        self.line(f"{name}_0 = {first}")
+        self.line(f"{name}_n = tl.minimum({self.count(axis.extent)} - {name}_0, {axis.tile}).to(tl.int32)")
+        self.line(f"{name}_t = tl.arange(0, {axis.tile})")
+        self.line(f"{name} = {name}_0 + {name}_t")
 
     def head(self) -> None:
         """Which tile a program has."""
@@ -209,13 +233,29 @@ class _Body:
             last = axis is self.kernel.grid[0]
             tiles = f"tl.cdiv({self.count(axis.extent)}, {axis.tile})" if axis.tile else self.count(axis.extent)
             mine = "at" if last else f"(at % {tiles})"
-            if axis.tile:
-                wide = f"{mine}.to(tl.int64)" if self.is_wide(axis) else mine
-                self.line(f"{axis.name} = {wide} * {axis.tile} + tl.arange(0, {axis.tile})")
+            if self.is_wide(axis):
+                self.run(axis, f"{mine}.to(tl.int64) * {axis.tile}")
+            elif axis.tile:
+                self.line(f"{axis.name} = {mine} * {axis.tile} + tl.arange(0, {axis.tile})")
             else:
                 self.line(f"{axis.name} = {mine}")
             if not last:
                 self.line(f"at = at // {tiles}")
+
+
+def _lane(axis: Axis) -> sympy.Symbol:
+    """The place inside of its tile."""
+    return sympy.Symbol(f"{axis.name}_t", integer=True, nonnegative=True)
+
+
+_RUN = re.compile(r"\s*(\w+) = \1_0 \+ \1_t")
+
+
+def _read(lines: Sequence[str]) -> list[str]:
+    """The lines without the 64-bit places that nothing reads."""
+    words = Counter(word for line in lines for word in re.findall(r"\w+", line))
+    found = [(line, _RUN.fullmatch(line)) for line in lines]
+    return [line for line, run in found if run is None or words[run.group(1)] > 1]
 
 
 def render(kernel: Kernel, name: str, tiles: Tiles) -> str:
@@ -226,4 +266,4 @@ def render(kernel: Kernel, name: str, tiles: Tiles) -> str:
     given = [*(b.name for b in kernel.buffers), *scalars_of(kernel)]
     given += [f"{t}: tl.constexpr" for t in names_of(kernel)]
     note = f'    """{kernel.note}"""\n' if kernel.note else ""
-    return f"@triton.jit\ndef {name}({', '.join(given)}):\n{note}" + "\n".join(body.lines) + "\n"
+    return f"@triton.jit\ndef {name}({', '.join(given)}):\n{note}" + "\n".join(_read(body.lines)) + "\n"

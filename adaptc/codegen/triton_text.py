@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -31,6 +32,12 @@ CALLS = {
     "inverse_root": "tl.where({0} > 0, tl.rsqrt(tl.where({0} > 0, {0}, 1.0)), 0.0)",
     "floor": "tl.floor({})",
 }
+IN_FLOAT64 = {
+    "sin": "tl.sin({})",
+    "cos": "tl.cos({})",
+    "positive": "tl.where({} > 0, 1.0, 0.0).to(tl.float64)",
+    "direction": "tl.where({0} > 0, 1.0, tl.where({0} < 0, -1.0, 0.0)).to(tl.float64)",
+}
 FUNCTIONS = {
     "tanh": '''@triton.jit
 def tanh(x):
@@ -38,7 +45,7 @@ def tanh(x):
     t = tl.exp(-2.0 * tl.abs(x))
     far = tl.where(x < 0, -1.0, 1.0) * (1.0 - t) / (1.0 + t)
     s = x * x
-    near = x * (1.0 + s * (-1.0 / 3 + s * (2.0 / 15 + s * (-17.0 / 315 + s * 62.0 / 2835))))
+    near = x * (1.0 + s * (-1.0 / 3 + s * (2.0 / 15 + s * (-17.0 / 315 + s * (62.0 / 2835 - s * 1382.0 / 155925)))))
     return tl.where(tl.abs(x) < 0.15, near, far)
 ''',
     "sine": '''@triton.jit
@@ -121,11 +128,12 @@ class Places(StrPrinter):
 
     def _print_Symbol(self, expr: Any) -> str:
         row, column = self.context
-        if row is not None and expr == row.symbol:
-            return f"{row.name}[:, None]" if column is not None else row.name
-        if column is not None and expr == column.symbol:
-            return f"{column.name}[None, :]"
-        return self.scalars.get(expr, str(expr))
+        name = str(expr)
+        if row is not None and name.removesuffix("_t") == row.name:
+            return f"{name}[:, None]" if column is not None else name
+        if column is not None and name.removesuffix("_t") == column.name:
+            return f"{name}[None, :]"
+        return self.scalars.get(expr, name)
 
     def _print_quotient(self, expr: Any) -> str:
         a, b = expr.args
@@ -172,28 +180,33 @@ class Places(StrPrinter):
 
 
 class Functions(StrPrinter):
-    """Elementwise functions as text."""
+    """Elementwise functions as text, in a dtype."""
 
-    def _print_Float(self, expr: Any) -> str:
-        return repr(float(expr))
+    def __init__(self, dtype: str) -> None:
+        super().__init__()
+        self.exact = dtype == "float64"
+        self.calls = CALLS | (IN_FLOAT64 if self.exact else {})
 
     def _print_Rational(self, expr: Any) -> str:
-        return repr(float(expr))
+        """A number; Triton takes what is written for float32 in places."""
+        value = float(expr)
+        short = struct.unpack("f", struct.pack("f", value))[0] == value
+        return repr(value) if short or not self.exact else f"tl.full((), {value!r}, tl.float64)"
 
-    _print_Integer = _print_Pi = _print_Exp1 = _print_NumberSymbol = _print_Half = _print_Rational
+    _print_Integer = _print_Float = _print_Pi = _print_Exp1 = _print_NumberSymbol = _print_Half = _print_Rational
 
     def _print_Function(self, expr: Any) -> str:
         name = expr.func.__name__
-        if name not in CALLS:
+        if name not in self.calls:
             raise InternalError(f"no Triton form for the function {name}")
-        return CALLS[name].format(*map(self._print, expr.args))
+        return self.calls[name].format(*map(self._print, expr.args))
 
     _print_exp = _print_sin = _print_cos = _print_log = _print_tanh = _print_erf = _print_floor = _print_Function
 
     def _print_Pow(self, expr: Any, rational: bool = False) -> str:
         base, power = expr.args
         if not base.free_symbols:
-            return repr(float(expr))
+            return self._print_Rational(expr)
         text = self.parenthesize(base, 60)
         if power == sympy.Rational(1, 2):
             return f"tl.sqrt({text})"

@@ -16,9 +16,18 @@ from adaptc.codegen.types import Types, has_rows, wide
 from adaptc.console import rendered
 from adaptc.equation import Equation
 from adaptc.errors import PlanError
+from adaptc.explain.kernels import kernel_rows
 from adaptc.explain.prices import Prices, prices
 from adaptc.explain.steps import Graph
-from adaptc.explain.tables import choice_table, cost_table, kept_table, rivals_table, step_table, tokens_table
+from adaptc.explain.tables import (
+    choice_table,
+    cost_table,
+    kept_table,
+    kernel_tables,
+    rivals_table,
+    step_table,
+    tokens_table,
+)
 from adaptc.explain.tokens import by_tokens
 from adaptc.explain.tree import plan_tree
 from adaptc.ir.build import count
@@ -83,6 +92,7 @@ class Report:
             cost_table(f),
             kept_table(f),
             step_table(f),
+            *kernel_tables(f),
             choice_table(f),
             tokens_table(f),
             rivals_table(f),
@@ -145,6 +155,7 @@ def explain(
         "seconds": {"rows": rows_at, **price.totals()},
         "steps": _rows(graph, bindings, types, price),
         "results": graph.results(),
+        "kernels": kernel_rows(chosen, types, rows_at),
         "choices": [
             {"where": brief(c.where, 70), "of": c.of, "purpose": c.purpose, "chosen": c.chosen, "options": [*c.options]}
             for c in chosen.choices

@@ -61,6 +61,18 @@ def step_table(f: Mapping[str, Any]) -> Table:
     return table
 
 
+def kernel_tables(f: Mapping[str, Any]) -> list[Table]:
+    """On a GPU: each part as one generated kernel, and as steps of torch."""
+    if not f["kernels"]:
+        return []
+    title = f"\nKernels: one generated, or torch's, predicted at {f['seconds']['rows']} tokens"
+    table = _table(title, "way", "reads", "generated", "torch", "by", "value")
+    for r in f["kernels"]:
+        both = (time(r["kernel seconds"]), time(r["torch seconds"]))
+        table.add_row(r["way"], str(r["reads"]), *both, r["by"], r["value"])
+    return [table]
+
+
 def choice_table(f: Mapping[str, Any]) -> Table:
     """What was chosen from what."""
     table = _table("\nChoices", "where", "chosen", "from")

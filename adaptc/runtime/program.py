@@ -30,11 +30,12 @@ from adaptc.ir.dims import TOKENS, Shape, show
 from adaptc.ir.expr import Expr, postorder
 from adaptc.ir.prims import Leaf
 from adaptc.ir.printer import brief, formula
+from adaptc.plan import device as devices
 from adaptc.plan.plan import NOMINAL, Plan, Task, depends_on_tokens
 from adaptc.plan.search import plan
 from adaptc.runtime import native
 from adaptc.runtime.copies import reshape as native_reshape
-from adaptc.runtime.files import load_file
+from adaptc.runtime.generated import GAIN, generates, guarded, load_file
 from adaptc.runtime.planning import FEW, OBSERVED, PRODUCTS, Signature, bucket, few_rows, planned, planned_as
 from adaptc.runtime.products import product as native_product
 from adaptc.runtime.random import bernoulli, uniform
@@ -134,8 +135,8 @@ def load(source: Source) -> Callable[..., tuple[Tensor, ...]]:
     }
     if source.kernels:
         module = load_file(source)
-        vars(module).update(namespace)
-        function = getattr(module, source.name)
+        vars(module).update({**namespace, **vars(module)})
+        function = guarded(getattr(module, source.name))
     else:
         exec(compile(source.text, filename, "exec"), namespace)  # our own text
         function = namespace[source.name]
@@ -190,11 +191,11 @@ def build(stack: Stack, signature: Signature, device: str, rows: int = NOMINAL) 
     """
     start = time.perf_counter()
     if rows == FEW:
-        found = _built_for_few(stack, signature) if device == "cpu" else None
+        found = _built_for_few(stack, signature) if device == "cpu" and not generates(device) else None
         return found or build(stack, signature, device, bucket(few_rows(stack.n, stack.k), 1, 1))
     chosen = planned(stack, signature, device, rows)
     _tell(chosen, stack)
-    program = assemble(chosen, stack, signature[0], kernels(device))
+    program = assemble(chosen, stack, signature[0], kernels(device), generated=generates(device))
     if options().debug:
         print(f"adaptc: built {_title(stack)} in {time.perf_counter() - start:.2f} s")
     return program
@@ -249,11 +250,14 @@ def assemble(
     dtypes: Sequence[str],
     compiled: Kernels | None = None,
     few: bool = False,
-    tiled: bool = False,
+    generated: str = "",
 ) -> Program:
     """The program of any plan, not only the chosen one. few: as strided steps; raises NotStrided where it is not.
-    tiled: with generated kernels for the steps that have them."""
-    write = emit_strided if few else emit_tiled if tiled else functools.partial(emit, kernels=compiled)
+    generated: with Triton kernels for the steps that have them, ALL of them or those that are predicted to GAIN."""
+    write = emit_strided if few else functools.partial(emit, kernels=compiled)
+    if generated:
+        priced = (devices.device(chosen.task.device), chosen.task.size) if generated == GAIN else None
+        write = functools.partial(emit_tiled, priced=priced)
     if options().verify:
         check([chosen.y, *(g for _, g in chosen.gradients)], primitive=True)
     arguments = stack.arguments

@@ -1,0 +1,131 @@
+"""Generated kernels: every method of the catalogue and random equations run in Triton's interpreter, forward and
+backward, and every distinct kernel compiles for GPUs that are not there. What a kernel does not write is NaN."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import aot
+import interpreter
+import pytest
+import torch
+from fuzzing import BOUND, CONDITION, Case, far
+from strategies import bias_form, output_form, weight_form
+
+from adaptc.case import Case as LayerCase
+from adaptc.laws import LAWS
+from adaptc.methods import catalogue
+from adaptc.plan.search import plan
+from adaptc.runtime import generated, program
+from adaptc.runtime.planning import task_of
+from adaptc.verify import accepted
+
+AOT = Path(aot.__file__)
+ROWS = 5
+MOST = 200  # compilations: every kind but plain sums and elementwise kernels for sm_90, and part of them for sm_80
+LEFT = {"fourierft": {"Transform", "Map", "Contract", "Take", "Put"}}
+"""What is left to torch: complex numbers, around the vendor's transforms."""
+
+
+@pytest.fixture(autouse=True)
+def interpreted(monkeypatch):
+    """Every step that can be is a generated kernel, and memory that nobody wrote holds NaN."""
+    interpreter.install()
+    program.build.cache_clear()
+    monkeypatch.setattr(program, "generates", lambda device: generated.ALL)
+    filled = torch.utils.deterministic.fill_uninitialized_memory
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.utils.deterministic.fill_uninitialized_memory = filled
+    program.build.cache_clear()
+
+
+def test_memory_is_filled():
+    assert torch.empty(3).isnan().all()
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, of entries that are not stored
+@pytest.mark.parametrize("name", catalogue())
+def test_kernels_of_the_catalogue_agree_with_the_dense_definition(name):
+    adapter = catalogue()[name]()
+    n, k = sorted(accepted(adapter), key=lambda size: size[0] * size[1])[-2]
+    for law in ("forward", "gradients", "precision"):
+        LAWS[law](LayerCase(adapter, n, k, ROWS))
+
+
+def sources(adapter, n, k, dtype=torch.float32):
+    """The generated sources of a training step."""
+    case = LayerCase(adapter, n, k, ROWS)
+    layer, x = case.make(dtype), case.x(dtype=dtype)
+    stack, tensors = layer.stack(True), case.tensors(layer, x)
+    wants = tuple(a.role in ("token", "param") for a in stack.arguments)
+    dtypes = tuple(str(t.dtype).removeprefix("torch.") for t in (x, *tensors))
+    found = program.assemble(plan(task_of(stack, wants, "h200")), stack, dtypes, generated=generated.ALL)
+    return [s for s in (found.forward_source, found.backward_source) if s is not None]
+
+
+@pytest.mark.parametrize("name", catalogue())
+def test_what_is_left_to_torch(name):
+    adapter = catalogue()[name]()
+    made = sources(adapter, *accepted(adapter)[-1])
+    left = {line.partition(":")[0] for s in made for line in s.left}
+    assert left == LEFT.get(name, set()), [line for s in made for line in s.left]
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("form", [weight_form, bias_form, output_form], ids=lambda m: m.name)
+@pytest.mark.parametrize("start", [0, 4])
+def test_random_equations_agree_with_the_dense_definition(form, start):
+    good = 0
+    for seed in range(start, start + 4):
+        case = Case(form, seed)
+        expected = case.reference()
+        if far(case.reference(torch.float32), expected) > CONDITION:
+            continue
+        good += 1
+        chosen = plan(task_of(case.stack, case.wants, "h200"))
+        made = program.assemble(chosen, case.stack, case.dtypes, generated=generated.ALL)
+        assert far(case.results(lambda a, p=made: p.call(*a)), expected) < BOUND, str(case)
+        assert made.forward_source.kernels
+    assert good >= 3
+
+
+def test_a_wrong_kernel_is_found(monkeypatch):
+    from adaptc.codegen import triton
+
+    right = triton.render
+    monkeypatch.setattr(triton, "render", right)
+    from adaptc.codegen import tiled
+
+    monkeypatch.setattr(tiled, "render", lambda *a: right(*a).replace("tl.dot(", "1.01 * tl.dot("))
+    adapter = catalogue()["lora"]()
+    with pytest.raises(Exception, match="forward"):
+        LAWS["forward"](LayerCase(adapter, 32, 48, ROWS))
+
+
+def outside(*arguments, **variables):
+    """`aot.py` in a process of its own, which compiles."""
+    environment = {**os.environ, **variables, "PYTHONPATH": str(AOT.parents[1])}
+    del environment["TRITON_INTERPRET"]
+    run = [sys.executable, str(AOT), *arguments]
+    return subprocess.run(run, capture_output=True, text=True, env=environment, check=False)
+
+
+def test_every_distinct_kernel_compiles_without_spills():
+    done = outside("--json", "--most", str(MOST))
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    found = json.loads(done.stdout)
+    print(found)
+    assert found["compiled"] == min(MOST, found["of"])
+    assert all(found["kinds"].get(kind) for kind in aot.KINDS)
+
+
+def test_sources_do_not_depend_on_the_process():
+    some = [word for name in ("lora", "dora", "hra", "boft", "fourierft") for word in ("--method", name)]
+    both = [outside("--digest", *some, PYTHONHASHSEED=str(seed)) for seed in (1, 2)]
+    assert both[0].returncode == 0, both[0].stderr
+    assert both[0].stdout == both[1].stdout
