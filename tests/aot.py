@@ -31,7 +31,7 @@ from triton.compiler import ASTSource
 from adaptc.case import Case
 from adaptc.codegen.lower import SHORT
 from adaptc.codegen.tile import Dot, every
-from adaptc.codegen.tiles import names_of, scalars_of, tiles_of
+from adaptc.codegen.tiles import names_of, scalars_of, tiles_of, warps_of
 from adaptc.codegen.triton import render
 from adaptc.codegen.triton_text import called
 from adaptc.methods import catalogue
@@ -134,7 +134,9 @@ def compile_kernel(kernel, target, tiles):
         )
         amd = target.startswith("gfx")
         where = GPUTarget("hip", target, 64) if amd else GPUTarget("cuda", int(target[3:]), 32)
-        made = triton.compile(source, target=where, options={"num_warps": 4, "num_stages": 2 if amd else 3})
+        made = triton.compile(
+            source, target=where, options={"num_warps": warps_of(tiles), "num_stages": 2 if amd else 3}
+        )
     if amd:
         found = re.search(r"\.vgpr_spill_count:\s+(\d+)", made.asm["amdgcn"])
         return Compiled(0, int(found.group(1)) if found else 0, made.metadata.shared, made.asm["amdgcn"].count("mfma"))
@@ -168,7 +170,7 @@ def sweep(kernel):
     """Every choice of tile sizes beside the default one."""
     usual = tiles_of(kernel)
     short = any(isinstance(s, Dot) and s.a.dtype in SHORT for s in every(kernel.body))
-    names = [t for t in usual if t[0] in "RCK" and usual[t] == 64] if short else []
+    names = [t for t in usual if t[0] in "RCK" and usual[t] >= 64] if short else []
     yield usual
     for sizes in itertools.product((32, 64, 128), repeat=len(names)):
         tiles = {**usual, **dict(zip(names, sizes, strict=True))}

@@ -1,12 +1,13 @@
 """Generated kernel or torch? Both are priced for every part; what was not measured must be a tenth cheaper by the model
-to be chosen over the steps that torch is known to do well."""
+to be chosen over the steps that torch is known to do well. A long product is the vendor's with a kernel after it, or
+goes into that kernel."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from adaptc.codegen.fuse import Part, is_dot, is_number, is_view
+from adaptc.codegen.fuse import Fusion, Part, is_dot, is_number, is_view
 from adaptc.codegen.lower import SHORT, sum_of
 from adaptc.codegen.types import Types
 from adaptc.ir.cost import cost, entries
@@ -35,6 +36,16 @@ class Candidate:
     def generated(self) -> bool:
         """Is it the kernel that is chosen?"""
         return self.kernel <= GAIN * self.torch
+
+
+@dataclass(frozen=True)
+class Fused:
+    """A long product and what is done to it; predicted seconds in one kernel, and as the vendor's and another."""
+
+    product: Expr
+    part: Part
+    together: float
+    apart: float
 
 
 @dataclass(frozen=True)
@@ -88,3 +99,29 @@ class Prices:
         traffic = calls * self.moved([e, *e.children]) / self.device.bandwidth
         work = c.gemm / self.rate(e) + (c.flops - c.gemm) / (self.device.elementwise or self.device.flops)
         return max(work, traffic) + calls * self.device.overhead
+
+    def best(self, part: Part) -> float:
+        """Seconds of a part, the way that is chosen."""
+        candidate = self.candidate(part)
+        return candidate.kernel if candidate.generated else candidate.torch
+
+    def fused(self, fusion: Fusion) -> list[Fused]:
+        """For each of the vendor's products that one part alone reads: both in one kernel, or apart."""
+        found = []
+        for e in fusion.products():
+            readers = [part for part in fusion.parts.values() if e in part.inputs]
+            if len(readers) != 1 or fusion.uses[e] != 1:
+                continue
+            other = Fusion(fusion.results, fusion.there, fusion.types, fusion.inside | {e})
+            part = other.parts.get(readers[0].root)
+            if part is not None and part.path and e in part.path:
+                apart = self.torch(e) + self.best(readers[0])
+                found.append(Fused(e, part, self.candidate(part).kernel, apart))
+        return found
+
+    def choose(self, fusion: Fusion) -> Fusion:
+        """The same program with the products inside of kernels for which that is predicted to pay."""
+        inside = {f.product for f in self.fused(fusion) if f.together <= GAIN * f.apart}
+        if not inside:
+            return fusion
+        return Fusion(fusion.results, fusion.there, fusion.types, fusion.inside | inside)

@@ -153,12 +153,13 @@ def sums_tokens(e: Expr) -> bool:
 
 @dataclass
 class Fusion:
-    """The parts of one program. given: tensors in memory before it starts."""
+    """The parts of one program. given: tensors in memory before it starts. inside: long products that are not left to
+    the vendor's library."""
 
     results: Sequence[Expr]
     given: Iterable[Expr]
     types: Types
-    vendor: bool = True
+    inside: frozenset[Expr] = frozenset()
     parts: dict[Expr, Part] = field(default_factory=dict)
     wanted: dict[Expr, None] = field(default_factory=dict)
 
@@ -184,7 +185,7 @@ class Fusion:
 
     def is_products(self, e: Expr) -> bool:
         """Is a node a product that the vendor's library computes?"""
-        return self.vendor and is_tiled(e) and is_vendors(e)
+        return e not in self.inside and is_tiled(e) and is_vendors(e)
 
     def foreign(self, e: Expr) -> bool:
         """Is a node left to torch?"""
@@ -211,6 +212,18 @@ class Fusion:
             part = self.part(e)
             self.parts[e] = part
             stack += part.inputs
+
+    def products(self) -> list[Expr]:
+        """The products that the vendor's library computes."""
+        return [e for e in self.order if self.is_products(e)]
+
+    def users(self, e: Expr) -> list[Expr]:
+        """What reads a node, seen through views."""
+        found: list[Expr] = []
+        for u in self.order:
+            if e in u.children:
+                found += self.users(u) if is_view(u) else [u]
+        return found
 
     # ------------------------------------------------------------------ one part
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import sympy
@@ -17,10 +17,10 @@ from adaptc.codegen.choice import Prices, Size
 from adaptc.codegen.equivalents import rewritten
 from adaptc.codegen.fuse import Fusion, Part, is_tiled, is_view
 from adaptc.codegen.kernel import lower, lower_scatter
-from adaptc.codegen.lower import NotTiled
+from adaptc.codegen.lower import SHORT, NotTiled
 from adaptc.codegen.source import Source
 from adaptc.codegen.tile import SPLITS, Buffer, Kernel, Loop, Tiled, every, has_tokens
-from adaptc.codegen.tiles import grid_text, names_of, scalars_of, tiles_of
+from adaptc.codegen.tiles import grid_text, names_of, scalars_of, tiles_of, warps_of
 from adaptc.codegen.triton import render
 from adaptc.codegen.triton_text import called
 from adaptc.codegen.types import Types
@@ -72,40 +72,48 @@ class Tiling:
     launches: dict[str, Launch] = field(default_factory=dict)
     left: list[tuple[Expr, str]] = field(default_factory=list)
 
-    def swap(self, results: Sequence[Expr], given: Sequence[Expr], parts: Mapping[Expr, Part]) -> list[Expr]:
+    def swap(self, results: Sequence[Expr], given: Sequence[Expr], fusion: Fusion) -> list[Expr]:
         """The results, with a node for each kernel in place of what it computes."""
         new: dict[Expr, Expr] = {e: e for e in given}
 
         def change(e: Expr) -> Expr:
             if e not in new:
-                part = parts.get(e)
-                launch = self.launch(part) if part else None
+                part = fusion.parts.get(e)
+                dtype = self.stored(e, fusion)
+                launch = self.launch(part, dtype) if part else None
                 if part is None or launch is None:
                     new[e] = e.rebuild(change)
                 else:
                     key = hashlib.sha256(repr((launch.kernels, launch.reads)).encode()).hexdigest()[:16]
                     self.launches.setdefault(key, launch)
                     new[e] = Tiled(key, tuple(map(change, part.inputs)), e.dims)
-                self.types.given[new[e]] = self.types[e]
+                    self.types.given[new[e]] = dtype
+                self.types.given.setdefault(new[e], self.types[e])
             return new[e]
 
         return [change(e) for e in results]
 
-    def launch(self, part: Part) -> Launch | None:
+    def stored(self, e: Expr, fusion: Fusion) -> str:
+        """The dtype a part is written in: that of tokens, where products of tokens alone read it and would round it."""
+        readers = fusion.users(e) if e in fusion.parts and e not in fusion.results else []
+        token = self.types.token
+        rounds = readers and all(fusion.is_products(u) and self.types[u] == token for u in readers)
+        return token if rounds and token in SHORT and e.kind == "real" else self.types[e]
+
+    def launch(self, part: Part, dtype: str) -> Launch | None:
         """The kernels of a part; None where torch does it."""
         if self.prices is not None and (self.types.wide == WIDEST or not self.prices.candidate(part).generated):
             return None
         try:
-            kernels, reads = _kernels(part, self.types)
+            kernels, reads = _kernels(part, self.types, dtype)
         except NotTiled as why:
             self.left.append((part.root, str(why)))
             return None
-        out = Buffer("out", part.root.dims, self.types[part.root], "out")
+        out = Buffer("out", part.root.dims, dtype, "out")
         return Launch(kernels, reads, tuple(e.dims for e in part.inputs), out, brief(part.root, 90))
 
 
-def _kernels(part: Part, types: Types) -> tuple[tuple[Kernel, ...], tuple[tuple[int, ...], ...]]:
-    dtype = types[part.root]
+def _kernels(part: Part, types: Types, dtype: str) -> tuple[tuple[Kernel, ...], tuple[tuple[int, ...], ...]]:
     if {dtype, *(types[e] for e in part.inputs)} - {*DTYPES, "int64"}:
         raise NotTiled(f"a tensor of {dtype}")
     if has_tokens_alone(part):
@@ -120,7 +128,7 @@ def _kernels(part: Part, types: Types) -> tuple[tuple[Kernel, ...], tuple[tuple[
     parts = Leaf("parts", (SPLITS, *h.dims), "frozen")
     types.given[parts] = types.wide
     root = substitute(part.root, {h: Reduce("sum", parts, (0,))})
-    types.given[root] = dtype
+    types.given[root] = types[part.root]
     below, above = (set(reach([e], part.inputs)) for e in (h, root))
     mine, rest = ([j for j in every_input if part.inputs[j] in found] for found in (below, above))
     first = lower(h, [h] if part.path else [], [part.inputs[j] for j in mine], types, types.wide, split=True)
@@ -150,7 +158,8 @@ def emit_tiled(
     types = replace(types, given=dict(types.given))
     roots = rewritten([e for e, _ in results], given)
     tiling = Tiling(types, Prices(*priced, types) if priced else None)
-    swapped = tiling.swap(roots, given, Fusion(roots, given, types).parts)
+    fusion = Fusion(roots, given, types)
+    swapped = tiling.swap(roots, given, tiling.prices.choose(fusion) if tiling.prices else fusion)
     names = {key: (f"launch_{j}", launch.note) for j, (key, launch) in enumerate(tiling.launches.items())}
     body = emit(name, arguments, list(zip(swapped, (d for _, d in results), strict=True)), types, head, launches=names)
     made = named(tiling.launches.values())
@@ -234,4 +243,5 @@ def _start(kernel: Kernel, name: str, reads: Sequence[str], out: str) -> str:
     tiles = tiles_of(kernel)
     values = [*reads, out, *scalars_of(kernel)]
     values += [f"{t}={tiles[t]}" for t in names_of(kernel)]
+    values += [f"num_warps={warps_of(tiles)}"]
     return f"{name}[({grid_text(kernel, tiles)},)]({', '.join(values)})"

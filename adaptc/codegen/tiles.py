@@ -12,6 +12,9 @@ from adaptc.codegen.triton_text import Places
 from adaptc.ir.dims import TOKENS
 
 Tiles = Mapping[str, int]
+LEAST = 16  # rows, columns and terms of a product of tiles
+LONG = 512  # rows and columns of a product that is worth tiles of twice the size
+PARTS = 32  # parts of a sum that are added at a time
 
 
 def names_of(kernel: Kernel) -> list[str]:
@@ -46,16 +49,29 @@ def grid_text(kernel: Kernel, tiles: Tiles) -> str:
 def tiles_of(kernel: Kernel) -> dict[str, int]:
     """Tile sizes where none were measured."""
     axes = [*kernel.grid, *(s.axis for s in every(kernel.body) if isinstance(s, Loop) and s.axis.tile)]
-    exact = any(isinstance(s, Dot) and s.a.dtype not in SHORT for s in every(kernel.body))
     dots = any(isinstance(s, (Dot, System, Largest)) for s in every(kernel.body))
-    folded = any(isinstance(s, Fold) and s.columns for s in every(kernel.body))
-    side = 32 if exact else 64
-    most = {"R": side, "C": side, "K": side, "F": 1024} if dots or not folded else {"F": 16, "K": 256}
-    most[WHOLE] = 1 << 20
-    least = 16 if dots else 1
+    most, least = _most(kernel, dots), LEAST if dots else 1
     found: dict[str, int] = {}
     for a in axes:
         if a.tile:
-            size = a.extent if isinstance(a.extent, int) else 32 if a.extent == SPLITS else most[a.tile[0]]
+            size = a.extent if isinstance(a.extent, int) else PARTS if a.extent == SPLITS else most[a.tile[0]]
             found[a.tile] = max(least, min(most[a.tile[0]], 1 << (max(size, 1) - 1).bit_length()))
     return found
+
+
+def _most(kernel: Kernel, dots: bool) -> dict[str, int]:
+    """The largest tile size along each kind of variable."""
+    found = [s for s in every(kernel.body) if isinstance(s, Dot)]
+    exact = any(s.a.dtype not in SHORT for s in found)
+    sides = [a for a in kernel.grid if a.tile in ("R", "C")]
+    wide = found and not exact and all(not isinstance(a.extent, int) or a.extent >= LONG for a in sides)
+    side = 32 if exact else 128 if wide else 64
+    if dots:
+        return {"R": side, "C": side, "K": min(side, 64), WHOLE: 1 << 20}
+    folded = any(isinstance(s, Fold) and s.columns for s in every(kernel.body))
+    return {"F": 16, "K": 256} if folded else {"F": 1024, "K": 64}
+
+
+def warps_of(tiles: Tiles) -> int:
+    """Warps of a program."""
+    return 8 if tiles.get("R", 1) * tiles.get("C", 1) >= 128 * 128 else 4

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from adaptc.codegen.choice import Prices
+from adaptc.codegen.choice import GAIN, Prices
 from adaptc.codegen.equivalents import rewritten
 from adaptc.codegen.fuse import Fusion, Part
 from adaptc.codegen.types import Types
@@ -24,7 +24,8 @@ CUDA = "cuda"
 def kernel_rows(chosen: Plan, types: Types, rows: int) -> list[dict[str, Any]]:
     """Every part of a plan on a GPU: what it is, what it takes as one kernel and as steps of torch, which is chosen.
 
-    Products with three long extents are parts of their own. Empty for a CPU, and where a size is a symbol.
+    Products with three long extents are parts of their own; then each of them together with what alone reads it, beside
+    the two apart. Empty for a CPU, and where a size is a symbol.
     """
     where = device(chosen.task.device)
     sizes = {d for e in (*chosen.forward, *chosen.backward) for d in e.dims if not isinstance(d, int)}
@@ -43,7 +44,11 @@ def kernel_rows(chosen: Plan, types: Types, rows: int) -> list[dict[str, Any]]:
         mine = replace(types, given={**types.given, **{e: types[e] for e in given}})
         fusion = Fusion(roots, [*leaves, *given], mine)
         prices = Prices(where, task.size, mine)
-        found += [_row(prices, part, way) for part in _parts(fusion, roots)]
+        for part in _parts(fusion, roots):
+            candidate = prices.candidate(part)
+            found.append(_row(way, part, brief(part.root, 70), candidate.kernel, candidate.torch))
+        for f in prices.fused(fusion):
+            found.append(_row(way, f.part, f"with {brief(f.product, 30)} inside", f.together, f.apart))
     return found
 
 
@@ -54,13 +59,12 @@ def _parts(fusion: Fusion, roots: Sequence[Expr]) -> list[Part]:
     return sorted([*fusion.parts.values(), *vendors], key=lambda part: order.get(part.root, len(order)))
 
 
-def _row(prices: Prices, part: Part, way: str) -> dict[str, Any]:
-    candidate = prices.candidate(part)
+def _row(way: str, part: Part, value: str, kernel: float, torch: float) -> dict[str, Any]:
     return {
         "way": way,
-        "value": brief(part.root, 70),
+        "value": value,
         "reads": len(part.inputs),
-        "kernel seconds": candidate.kernel,
-        "torch seconds": candidate.torch,
-        "by": "triton" if candidate.generated else "aten",
+        "kernel seconds": kernel,
+        "torch seconds": torch,
+        "by": "triton" if kernel <= GAIN * torch else "aten",
     }

@@ -233,8 +233,14 @@ def step_seconds(task: Task, where: Device, nodes: list[Expr]) -> dict[Expr, flo
                 moved *= 2 if e.kind == "complex" else 1
             part = HALF if e in half else 1.0
             if moved:
-                found[e] = where.seconds(c.gemm, part * ITEM * moved, part * _slowness(e) * (c.flops - c.gemm))
+                products = c.gemm * _precision(e, where)
+                found[e] = where.seconds(products, part * ITEM * moved, part * _slowness(e) * (c.flops - c.gemm))
     return found
+
+
+def _precision(e: Expr, where: Device) -> float:
+    """How many times longer a product takes than one of tokens: on a GPU tokens have 16 bits, parameters 32."""
+    return where.flops / where.rate("float32") if where.kind == "cuda" and not depends_on_tokens(e) else 1.0
 
 
 def _slowness(e: Expr) -> float:
