@@ -1,4 +1,4 @@
-"""The only reader of the environment. Four switches; each is read once, when first asked for."""
+"""The only reader of the environment. Five switches; each is read once, when first asked for."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ class Options:
     backend: ADAPTC_BACKEND, "aten" (default), "reference", or "triton": every step that can be is a generated kernel,
     wherever the tensors are (on a CPU with TRITON_INTERPRET=1).
     verify: ADAPTC_VERIFY, check expressions between stages (on in the tests).
+    strict: ADAPTC_STRICT, a step that should be a generated kernel and cannot be is an error.
     device: ADAPTC_DEVICE, "shipped" (default) or "calibrated": whose rates the planner uses for this machine.
     """
 
@@ -28,6 +29,7 @@ class Options:
     backend: str
     verify: bool
     device: str = SHIPPED
+    strict: bool = False
 
 
 @functools.lru_cache(maxsize=1)
@@ -44,5 +46,6 @@ def options() -> Options:
         debug=int(read("ADAPTC_DEBUG", "0")),
         backend=backend,
         verify=read("ADAPTC_VERIFY", "0") == "1",
+        strict=read("ADAPTC_STRICT", "0") == "1",
         device=device,
     )

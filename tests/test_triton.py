@@ -1,6 +1,7 @@
 """Generated kernels: every method of the catalogue and random equations run in Triton's interpreter, forward and
 backward, and every distinct kernel compiles for GPUs that are not there. What a kernel does not write is NaN."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -15,6 +16,7 @@ from fuzzing import BOUND, CONDITION, Case, far
 from strategies import bias_form, output_form, weight_form
 
 from adaptc.case import Case as LayerCase
+from adaptc.errors import UnsupportedError
 from adaptc.laws import LAWS
 from adaptc.methods import catalogue
 from adaptc.plan.search import plan
@@ -94,13 +96,20 @@ def test_random_equations_agree_with_the_dense_definition(form, start):
     assert good >= 3
 
 
-def test_a_wrong_kernel_is_found(monkeypatch):
-    from adaptc.codegen import triton
+def test_strictly_nothing_is_left_to_torch(monkeypatch):
+    from adaptc.env import options
 
-    right = triton.render
-    monkeypatch.setattr(triton, "render", right)
+    strict = dataclasses.replace(options(), strict=True)
+    monkeypatch.setattr(program, "options", lambda: strict)
+    assert sources(catalogue()["lora"](), 32, 48)
+    with pytest.raises(UnsupportedError, match="fft"):
+        sources(catalogue()["fourierft"](), 32, 48)
+
+
+def test_a_wrong_kernel_is_found(monkeypatch):
     from adaptc.codegen import tiled
 
+    right = tiled.render
     monkeypatch.setattr(tiled, "render", lambda *a: right(*a).replace("tl.dot(", "1.01 * tl.dot("))
     adapter = catalogue()["lora"]()
     with pytest.raises(Exception, match="forward"):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import sympy
@@ -171,7 +171,7 @@ def emit_tiled(
     return replace(body, text=text, kernels=tuple(one for _, kernels in made for one in kernels), left=left)
 
 
-def is_torchs(e: Expr, given: Sequence[Expr]) -> bool:
+def is_torchs(e: Expr, given: Container[Expr]) -> bool:
     """Is there work in a node that no kernel can do?"""
     none = e in given or is_view(e) or isinstance(e, (Tiled, Leaf, Table, Constant)) or e.kind == "integer"
     return not none and not is_tiled(e)

@@ -67,7 +67,7 @@ def _most(kernel: Kernel, dots: bool) -> dict[str, int]:
     wide = found and not exact and all(not isinstance(a.extent, int) or a.extent >= LONG for a in sides)
     side = 32 if exact else 128 if wide else 64
     if dots:
-        return {"R": side, "C": side, "K": min(side, 64), WHOLE: 1 << 20}
+        return {"R": side, "C": side, "K": min(side, 64), "F": min(side, 64), WHOLE: 1 << 20}
     folded = any(isinstance(s, Fold) and s.columns for s in every(kernel.body))
     return {"F": 16, "K": 256} if folded else {"F": 1024, "K": 64}
 

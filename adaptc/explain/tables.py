@@ -68,7 +68,8 @@ def kernel_tables(f: Mapping[str, Any]) -> list[Table]:
     title = f"\nKernels: one generated, or torch's, predicted at {f['seconds']['rows']} tokens"
     table = _table(title, "way", "reads", "generated", "torch", "by", "value")
     for r in f["kernels"]:
-        both = (time(r["kernel seconds"]), time(r["torch seconds"]))
+        none = r["kernel seconds"] is None
+        both = ("no kernel" if none else time(r["kernel seconds"]), time(r["torch seconds"]))
         table.add_row(r["way"], str(r["reads"]), *both, r["by"], r["value"])
     return [table]
 

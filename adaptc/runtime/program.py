@@ -272,6 +272,7 @@ def assemble(
     kept = [k.node for k in chosen.kept]
     results = [(chosen.y, dtypes[0]), *((e, types[e]) for e in kept)]
     forward = write(f"{name}_forward", [(names[a], a) for a in used], results, types, head)
+    _refuse_left(forward)
     if not chosen.gradients:
         parts = None if few or kept else split(chosen, names, types, write, name, head)
         read, by_row = _positions(used, arguments), _by_row(stack, kept)
@@ -285,6 +286,7 @@ def assemble(
     ]
     gradients = [(g, given[leaf]) for leaf, g in chosen.gradients]
     backward = write(f"{name}_backward", back_arguments, gradients, back_types, head)
+    _refuse_left(backward)
     return Program(
         chosen,
         len(arguments),
@@ -297,6 +299,14 @@ def assemble(
         tuple((e.dims, types[e]) for e in kept),
         _by_row(stack, kept),
     )
+
+
+def _refuse_left(source: Source) -> None:
+    """With ADAPTC_STRICT=1: raise where no kernel does a step that one was asked for."""
+    if source.left and options().strict:
+        raise UnsupportedError(
+            f"ADAPTC_STRICT=1, and {source.name} has steps that no generated kernel can do: {'; '.join(source.left)}"
+        )
 
 
 def _by_row(stack: Stack, kept: Sequence[Expr]) -> bool:
