@@ -33,6 +33,7 @@ from adaptc.codegen.tile import (
     System,
     Value,
     Where,
+    every,
     has_tokens,
 )
 from adaptc.codegen.tiles import Tiles, names_of, scalars_of
@@ -214,6 +215,16 @@ class _Body:
         self.write(s.body)
         self.margin = outer
 
+    def sizes(self) -> list[Any]:
+        """Extents of variables, and places in memory."""
+        steps = every(self.kernel.body)
+        axes = [*self.kernel.grid, *(s.axis for s in steps if isinstance(s, Loop))]
+        return [*(a.extent for a in axes), *(s.at for s in steps if isinstance(s, (Load, Store)))]
+
+    def multiplies(self, d: Dim) -> bool:
+        """Is the number of tokens multiplied with anything?"""
+        return any(isinstance(t, sympy.Mul) and t.has(TOKENS) for t in sympy.preorder_traversal(sympy.sympify(d)))
+
     def is_wide(self, axis: Axis) -> bool:
         """Do places need 64 bits along a variable?"""
         return bool(axis.tile) and has_tokens(axis.extent)
@@ -227,7 +238,9 @@ class _Body:
         self.line(f"{name} = {name}_0 + {name}_t")
 
     def head(self) -> None:
-        """Which tile a program has."""
+        """Which tile a program has. Products of the number of tokens have 64 bits."""
+        if any(self.multiplies(d) for d in self.sizes()):
+            self.line("rows = tl.full((), 0, tl.int64) + rows")
         self.line("at = tl.program_id(0)")
         for axis in reversed(self.kernel.grid):
             last = axis is self.kernel.grid[0]
