@@ -9,7 +9,7 @@ import sympy
 
 from adaptc.codegen import nodes as nodes  # the rules
 from adaptc.codegen.indices import flat, reshaped, unflat
-from adaptc.codegen.lower import Lowering, NotTiled, Places, sum_of
+from adaptc.codegen.lower import ONE_BY_ONE, Lowering, NotTiled, Places, sum_of
 from adaptc.codegen.product import groups
 from adaptc.codegen.tile import (
     SPLITS,
@@ -33,8 +33,10 @@ from adaptc.codegen.types import Types
 from adaptc.ir.dims import Dim, product
 from adaptc.ir.expr import Expr
 from adaptc.ir.prims import Add, Contract, Detach, Map, Put, Reshape, Scale, Solve, TopK
+from adaptc.plan.plan import reach
 
 BATCH, ROW, COLUMN, FLAT, PART, INNER = (sympy.Symbol(s, integer=True, nonnegative=True) for s in "brcfsi")
+SHEET = 32  # columns
 SOLVED = 64  # rows of a system that one program solves
 RANKED = 1024  # entries of which one program finds the largest,
 FEW = 16  # so many of them
@@ -55,7 +57,7 @@ def lower(
     Raises: NotTiled.
     """
     low, names = _lowering(inputs, types, root if split else None)
-    grid, context, at = _space(low, root, path, split)
+    grid, context, at = _space(low, root, path, split, inputs)
     value = low.value(root, at, context)
     shape, place = root.dims, at
     if split:
@@ -90,9 +92,15 @@ def _kernel(low: Lowering, names: Sequence[str], inputs: Sequence[Expr], grid: S
     return Kernel(_kind(body), (*buffers, out), tuple(grid), body)
 
 
-def _space(low: Lowering, root: Expr, path: Sequence[Expr], split: bool) -> tuple[list[Axis], Context, Places]:
+def _space(
+    low: Lowering, root: Expr, path: Sequence[Expr], split: bool, inputs: Sequence[Expr]
+) -> tuple[list[Axis], Context, Places]:
     """The variables of a kernel, those of a tile, and the place of its entries in the root."""
     grid = [low.axis(PART, SPLITS)] if split else []
+    if not path and not split and _is_sheet(root, inputs):
+        lead = root.dims[:-1]
+        row, column = _axis(low, ROW, product(lead), "R"), _axis(low, COLUMN, root.dims[-1], "C")
+        return [row, column], (row, column), (*unflat(ROW, lead, low.extents), COLUMN)
     if not path:
         axis = _axis(low, FLAT, product(root.dims), "F")
         return [*grid, axis], (axis, None), unflat(FLAT, root.dims, low.extents) if root.dims else ()
@@ -102,6 +110,14 @@ def _space(low: Lowering, root: Expr, path: Sequence[Expr], split: bool) -> tupl
     batch, row, column = axes
     spread = [a for a in (batch, row, column) if a.extent != 1 or a.tile]
     return [*grid, *spread], (row, column), at
+
+
+def _is_sheet(root: Expr, inputs: Sequence[Expr]) -> bool:
+    """Is a result as wide as a row of a tile, and made of entries, or of few of them?"""
+    if root.ndim < 2 or not isinstance(root.dims[-1], int) or root.dims[-1] < SHEET:
+        return False
+    sums = [s for s in map(sum_of, reach([root], inputs)) if s is not None]
+    return all(isinstance(s.extent, int) and s.extent <= ONE_BY_ONE for s in sums)
 
 
 def _axis(low: Lowering, symbol: sympy.Symbol, extent: Dim, tile: str) -> Axis:

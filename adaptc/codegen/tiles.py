@@ -69,7 +69,7 @@ def _most(kernel: Kernel, dots: bool) -> dict[str, int]:
     if dots:
         return {"R": side, "C": side, "K": min(side, 64), "F": min(side, 64), WHOLE: 1 << 20}
     folded = any(isinstance(s, Fold) and s.columns for s in every(kernel.body))
-    return {"F": 16, "K": 256} if folded else {"F": 1024, "K": 64}
+    return {"F": 16, "K": 256} if folded else {"F": 1024, "K": 64, "R": 8, "C": 128}
 
 
 def warps_of(tiles: Tiles) -> int:
