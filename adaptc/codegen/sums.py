@@ -157,16 +157,12 @@ class Sums(Writer):
     ) -> tuple[str, bool]:
         """Text of the first terms, which leave the lists, and whether it is a new tensor."""
         plain = next((p for p in products if p[0] == 1), None)
-        bias = next(
-            (o for o in others if o[0] == 1 and isinstance(o[1], Broadcast) and o[1].axes == (o[1].ndim - 1,)),
-            None,
-        )
-        if plain and bias:
+        bias = next((o for o in others if o[0] == 1 and self._row(o[1]) is not None), None)
+        row = self._row(bias[1]) if bias else None
+        if plain and bias and row is not None:
             products.remove(plain)
             others.remove(bias)
-            a, b = self._pair(plain[1])
-            assert isinstance(bias[1], Broadcast)
-            return matmul(a, b, self.cast(bias[1].x, dtype)), True
+            return matmul(*self._pair(plain[1]), self.cast(row, dtype)), True
         if plain and (not others or not any(self._owned(o, dtype) for o in others)):
             products.remove(plain)
             return self.product(plain[1]), True
@@ -181,6 +177,11 @@ class Sums(Writer):
         others.remove(first)
         name = self.cast(first[1], dtype)
         return (name, False) if first[0] == 1 else (f"{name} * {first[0]!r}", True)
+
+    def _row(self, t: Expr) -> Expr | None:
+        """The row that a term repeats, where it is there: in a call for small values only what it repeats to may be."""
+        row = t.x if isinstance(t, Broadcast) and t.axes == (t.ndim - 1,) else None
+        return row if row in self.names else None
 
     def _times(self, c: float, e: Contract, dtype: str) -> str:
         """A number times a matrix product, in one call."""

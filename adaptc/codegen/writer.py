@@ -69,7 +69,9 @@ class Writer:
         have = self.types[e]
         if have == dtype:
             return self.names[e]
-        if (e, dtype) not in self.casts and isinstance(e, Broadcast):  # cast the few entries, then repeat them
+        if (
+            (e, dtype) not in self.casts and isinstance(e, Broadcast) and e.x in self.names
+        ):  # cast the few entries, then repeat them
             self.casts[e, dtype] = f"{self.names[e]}_{dtype}"
             self.lines.append(f"{self.casts[e, dtype]} = {self.repeated(e, self.cast(e.x, dtype))}")
         if (e, dtype) not in self.casts:

@@ -34,7 +34,7 @@ def test_every_plan_is_the_reference(method, start):
 
 
 @pytest.mark.parametrize(
-    ("method", "seed"), [(output_form, 471), (output_form, 695)], ids=lambda v: getattr(v, "name", v)
+    ("method", "seed"), [(output_form, 471), (output_form, 695), (bias_form, 670)], ids=lambda v: getattr(v, "name", v)
 )
 def test_what_the_long_run_once_found(method, seed):
     assert not compare(Case(method, seed), 64).wrong
