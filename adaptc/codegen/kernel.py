@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import sympy
 
-from adaptc.codegen import nodes as nodes  # the rules
+import adaptc.codegen.nodes  # noqa: F401  # it fills the rules
 from adaptc.codegen.indices import flat, reshaped, unflat
-from adaptc.codegen.lower import ONE_BY_ONE, Lowering, NotTiled, Places, sum_of
+from adaptc.codegen.lower import ONE_BY_ONE, Lowering, Places, sum_of
 from adaptc.codegen.product import groups
 from adaptc.codegen.tile import (
     SPLITS,
@@ -247,6 +247,3 @@ def _kind(body: tuple[Step, ...]) -> str:
     if any(isinstance(s, Store) and s.adds for s in steps):
         return "scatter"
     return next((name for cls, name in KINDS if any(isinstance(s, cls) for s in steps)), "elementwise")
-
-
-__all__ = ["NotTiled", "is_short_choice", "is_small_system", "keeps_entries", "lower", "lower_scatter"]
