@@ -66,6 +66,18 @@ def programs(dtype="bfloat16", some=()):
                 yield name, source
 
 
+def drawn(seed):
+    """The kernels of an equation drawn at random, in float32."""
+    from fuzzing import Case as Drawn
+    from strategies import weight_form
+
+    case = Drawn(weight_form, seed)
+    dtypes = tuple("float32" if d == "float64" else d for d in case.dtypes)
+    program = assemble(plan(task_of(case.stack, case.wants, "h200")), case.stack, dtypes, generated=ALL)
+    sources = (program.forward_source, program.backward_source)
+    return [(kernel, str(case)) for source in sources if source is not None for _, kernel in source.kernels]
+
+
 def _takes(adapter, size):
     try:
         adapter.trace(*size)
@@ -194,13 +206,14 @@ def _one(job):
 @click.option("--workers", default=1, show_default=True)
 @click.option("--json", "as_json", is_flag=True)
 @click.option("--digest", is_flag=True, help="Compile nothing; print a digest of all sources.")
+@click.option("--drawn", "seed", type=int, help="Not the catalogue: an equation drawn with this seed.")
 @click.option("--method", "some", multiple=True, help="For the digest: of these alone.")
-def main(targets, most, everything, workers, as_json, digest, some):
+def main(targets, most, everything, workers, as_json, digest, seed, some):
     """Compile, look, and report per kind of step; exit code 1 if anything is wrong."""
     if digest:
         click.echo(hashlib.sha256("".join(source.text for _, source in programs(some=some)).encode()).hexdigest())
         return
-    kernels = distinct()
+    kernels = distinct() if seed is None else drawn(seed)
     if everything:
         targets, most = (*targets, "gfx942"), sys.maxsize
     jobs = [
@@ -214,7 +227,7 @@ def main(targets, most, everything, workers, as_json, digest, some):
         found = list(pool.map(_one, jobs[:most], chunksize=4))
     counts = Counter(kernel.kind for kernel, _ in kernels)
     problems = [f"{name} {kind} {target}: {w}" for kind, name, target, _, words in found for w in words]
-    problems += [f"no kernel of kind '{kind}'" for kind in KINDS if not counts[kind]]
+    problems += [f"no kernel of kind '{kind}'" for kind in KINDS if not counts[kind] and seed is None]
     if as_json:
         click.echo(json.dumps({"kinds": counts, "compiled": len(found), "of": len(jobs), "problems": problems}))
     else:

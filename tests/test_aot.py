@@ -29,6 +29,12 @@ def test_every_distinct_kernel_compiles_without_spills():
     assert all(found["kinds"].get(kind) for kind in aot.KINDS)
 
 
+def test_an_equation_drawn_at_random_compiles():
+    done = outside("--json", "--drawn", "5", "--target", "sm_90")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert json.loads(done.stdout)["compiled"] > 0
+
+
 def test_sources_do_not_depend_on_the_process():
     some = [word for name in ("lora", "hra", "fourierft") for word in ("--method", name)]
     both = [outside("--digest", *some, PYTHONHASHSEED=str(seed)) for seed in (1, 2)]
