@@ -15,6 +15,10 @@ from adaptc.ir.prims import INDEX
 Extents = Mapping[sympy.Expr, Dim]
 
 
+class NotTiled(Exception):
+    """A value is not made of steps on tiles."""
+
+
 class quotient(sympy.Function):  # noqa: N801
     """The whole part of a / b."""
 
@@ -33,6 +37,8 @@ def bounds(e: sympy.Expr, extents: Extents) -> tuple[sympy.Expr, sympy.Expr]:
         return e, e
     if e in extents:
         return sympy.Integer(0), sympy.sympify(extents[e]) - 1
+    if isinstance(e, lookup):  # a place
+        return sympy.Integer(0), sympy.oo
     if isinstance(e, sympy.Add):
         parts = [bounds(t, extents) for t in e.args]
         return sum(p[0] for p in parts), sum(p[1] for p in parts)
@@ -97,6 +103,8 @@ def modulo(e: sympy.Expr, n: Dim, extents: Extents) -> sympy.Expr:
 def _turns(e: sympy.Expr, n: sympy.Expr, extents: Extents) -> sympy.Expr:
     """How often n is added to an index so that it is not negative: kernels divide towards zero."""
     low, _ = bounds(e, extents)
+    if low.is_infinite:
+        raise NotTiled(f"{e} may be negative")
     return sympy.ceiling(-low / n) if low.is_Integer and low < 0 else sympy.Integer(0)
 
 

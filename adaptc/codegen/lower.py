@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 import sympy
 
-from adaptc.codegen.indices import flat, folded, lookup, moved, reshaped, unflat
+from adaptc.codegen.indices import NotTiled, flat, folded, lookup, moved, reshaped, unflat
 from adaptc.codegen.tile import (
     Axis,
     Between,
@@ -53,10 +53,6 @@ LEAST = 8  # terms of a product of tiles
 ONE_BY_ONE = 16  # terms of a sum that are added without a tile of their own
 Places: TypeAlias = tuple[sympy.Expr, ...]
 Within: TypeAlias = tuple[Between, ...]
-
-
-class NotTiled(Exception):
-    """A value is not made of steps on tiles."""
 
 
 Rule: TypeAlias = Callable[["Lowering", Any, Places, Context, Within], Value]
@@ -181,7 +177,8 @@ class Lowering:
 
     def load(self, buffer: str, at: sympy.Expr, dtype: str, context: Context, within: Within) -> Value:
         """Entries of a tensor."""
-        at, within = self.looked_up(at, context), self.bounded(within, context)
+        within = self.bounded(within, context)
+        at = self.looked_up(at, context, within)
 
         def make() -> Value:
             along, depth = self.reach([at, *(b.index for b in within)], context)
@@ -192,13 +189,13 @@ class Lowering:
 
         return self.once(("load", buffer, at, context, within), make)
 
-    def looked_up(self, at: sympy.Expr, context: Context) -> sympy.Expr:
-        """An index with the entries of tables loaded."""
+    def looked_up(self, at: sympy.Expr, context: Context, within: Within = ()) -> sympy.Expr:
+        """An index with the entries of tables loaded, inside of some bounds."""
         calls = sorted(at.atoms(lookup), key=lambda c: c.count(lookup))
         by_number = {j: e for e, j in self.tables.items()}
         while calls:
             table, place = calls[0].args
-            value = self.load(self.buffers[by_number[int(table)]], place, "int64", context, ())
+            value = self.load(self.buffers[by_number[int(table)]], place, "int64", context, within)
             at = at.xreplace({calls[0]: sympy.Symbol(value.name)})
             calls = sorted(at.atoms(lookup), key=lambda c: c.count(lookup))
         return at

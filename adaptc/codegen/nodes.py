@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 import sympy
 
-from adaptc.codegen.indices import divide, flat, reshaped
-from adaptc.codegen.lower import RULES, Lowering, NotTiled, Places, Rule, Within
+from adaptc.codegen.indices import NotTiled, divide, flat, reshaped
+from adaptc.codegen.lower import RULES, Lowering, Places, Rule, Within
 from adaptc.codegen.tile import Between, Context, Random, Value
 from adaptc.ir.expr import Expr
 from adaptc.ir.functions import ARGS

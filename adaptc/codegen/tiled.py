@@ -16,8 +16,9 @@ from adaptc.codegen.aten import emit
 from adaptc.codegen.choice import Prices, Size
 from adaptc.codegen.equivalents import rewritten
 from adaptc.codegen.fuse import Fusion, Part, is_tiled, is_view
+from adaptc.codegen.indices import NotTiled
 from adaptc.codegen.kernel import lower, lower_scatter
-from adaptc.codegen.lower import SHORT, NotTiled
+from adaptc.codegen.lower import SHORT
 from adaptc.codegen.source import Source
 from adaptc.codegen.tile import SPLITS, Buffer, Kernel, Loop, Tiled, every, has_tokens
 from adaptc.codegen.tiles import grid_text, names_of, scalars_of, tiles_of, warps_of
